@@ -1,0 +1,83 @@
+"""What every vector-environment adapter offers, and the errors adapters raise."""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+Obs = dict[str, NDArray[Any]]
+Bools = NDArray[np.bool_]
+
+
+class EnvError(ValueError):
+    """An environment cannot be made or does not keep its contract."""
+
+
+class UnsupportedSpaceError(EnvError):
+    """A space for which there is no encoder or no policy head."""
+
+
+class Arrived(NamedTuple):
+    """What a vector environment hands back from a step; N environments.
+
+    `obs`, `is_first` and `reset` belong to row t + 1; the rest was caused by the action of
+    row t.
+    """
+
+    obs: Obs
+    """(N, ...) per key."""
+    is_first: Bools
+    """(N,): `obs` is the first observation of an episode."""
+    reset: Bools
+    """(N,): the memory is to be cleared before `obs` is read. Equal to `is_first` except in
+    trials of several episodes."""
+    reward: NDArray[np.float32]
+    """(N,): 0 on rows that are not valid."""
+    terminated: Bools
+    truncated: Bools
+    valid: Bools
+    """(N,): False where row t held a final observation, whose action was ignored."""
+    final_obs: Obs | None
+    """SAME_STEP backends: the final observations of the episodes that ended in this step,
+    (N, ...), rows without an end are meaningless; None where no episode ended and under
+    NEXT_STEP, where the final observation is an ordinary row."""
+
+
+class VectorEnv(Protocol):
+    """N environments stepped together, in the time convention of `docs/conventions.md`."""
+
+    num_envs: int
+    obs_space: spaces.Dict
+    """Flat: every entry is a Box, Discrete, MultiDiscrete or MultiBinary space of ONE
+    environment."""
+    action_space: spaces.Space[Any]
+    """Of ONE environment: Discrete, MultiDiscrete or Box."""
+    resume: str
+    """How a resumed run continues: "exact" or "episode" (starts new episodes)."""
+
+    def reset(self, seed: int | None = None) -> tuple[Obs, Bools]:
+        """Start N episodes; environment i is seeded with seed + i. Return obs, is_first."""
+        ...
+
+    def step(self, action: NDArray[Any]) -> Arrived:
+        """Act in all environments; action (N, ...) as one environment takes it.
+
+        Continuous actions are clipped to the space.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs: JSON-able values and numpy arrays."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> tuple[Obs, Bools]:
+        """Continue where `state_dict` was taken; return the current obs and is_first.
+
+        With `resume == "episode"` new episodes start instead.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the environments hold."""
+        ...

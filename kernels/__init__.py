@@ -1,0 +1,14 @@
+"""Scans over time: arrays in, arrays out, with resets, on several backends."""
+
+from statewise.kernels.discounted_scan.op import discounted_scan
+from statewise.kernels.dispatch import BACKENDS, Backend, BackendError
+from statewise.kernels.linear_scan.op import linear_scan, linear_scan_pairs
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendError",
+    "discounted_scan",
+    "linear_scan",
+    "linear_scan_pairs",
+]

@@ -1,0 +1,1 @@
+"""The discounted scan and its backends."""

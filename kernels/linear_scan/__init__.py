@@ -1,0 +1,1 @@
+"""The linear scan and its backends."""
