@@ -17,7 +17,7 @@ $(VENV)/.installed: $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt torch==2.13.0
 	$(PIP) install --quiet -c constraints.txt -e '.[popgym]'
-	$(BIN)/python -m statewise.kernels.extension
+	$(BIN)/python -m statewise.kernels
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -1,6 +1,6 @@
 """Build and load the C++ kernels, once per machine.
 
-`python -m statewise.kernels.extension` builds them ahead of time; otherwise the first scan on
+`python -m statewise.kernels` builds them ahead of time; otherwise the first scan on
 the CPU does. The library is kept in a cache folder whose name holds the torch version, the
 sources, the flags and the processor's features, so that nothing stale or foreign is ever loaded.
 A failed build is remembered there too; building by hand tries again.
@@ -95,7 +95,7 @@ def _load_or_build(*, retry: bool) -> str:
                 torch.ops.load_library(library)
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"the build failed ({lines[0]}): python -m statewise.kernels.extension shows it"
+        reason = f"the build failed ({lines[0]}): python -m statewise.kernels shows it"
         if folder.is_dir() and not isinstance(error, OSError):
             failure.write_text(reason)
         return reason
@@ -116,7 +116,3 @@ def main() -> int:
         f"cpu kernels: not available, {reason}\n" if reason else f"cpu kernels: ready in {where}\n"
     )
     return 0  # the torch backend serves without them
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -14,7 +14,5 @@ def backward(
     grad: Tensor, discount: Tensor, y: Tensor, last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the adjoint, forward in time."""
-    dx, ddiscount, dlast = torch.ops.statewise_cpu.discounted_scan_backward(
-        grad, discount, y, last
-    )
+    dx, ddiscount, dlast = torch.ops.statewise_cpu.discounted_scan_backward(grad, discount, y, last)
     return dx, ddiscount, dlast

@@ -83,9 +83,7 @@ def discounted_scan(
         )
     last = x.new_zeros(x.shape[0]) if last is None else last
     if last.shape != x.shape[:1]:
-        raise ValueError(
-            f"discounted_scan: last must be ({x.shape[0]},), got {tuple(last.shape)}"
-        )
+        raise ValueError(f"discounted_scan: last must be ({x.shape[0]},), got {tuple(last.shape)}")
     if x.dtype not in (torch.float32, torch.float64) or {discount.dtype, last.dtype} != {x.dtype}:
         raise ValueError(
             "discounted_scan: x, discount and last must share float32 or float64, got "

@@ -62,9 +62,7 @@ def _linear_scan_backward(
     need_a: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _LAUNCHERS[backend].backward(
-        grad_h, grad_last, a, h, h0, reset, h_init, pairs, need_a
-    )
+    return _LAUNCHERS[backend].backward(grad_h, grad_last, a, h, h0, reset, h_init, pairs, need_a)
 
 
 @_linear_scan_backward.register_fake

@@ -1,3 +1,25 @@
-"""Reinforcement-learning agents and world models on one state-space core."""
+"""Reinforcement-learning agents and world models on one state-space core.
+
+    run = statewise.train("ppo/cartpole", seed=1)
+    agent = statewise.load("runs/ppo-cartpole-1")
+
+`train` and `load` are those of `statewise.training.api`, which is imported when one of them is
+first asked for: `import statewise` alone imports nothing else.
+"""
+
+from typing import Any
 
 __version__ = "0.1.0"
+_FROM_API = ("load", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FROM_API:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from statewise.training import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FROM_API])

@@ -1,0 +1,127 @@
+"""A residual block around a sequence layer.
+
+    v = norm(x);  v = layer(v);  v = norm(v) if after_norm;  v = gate(v);  x = x + v
+
+Gates, with g = gelu (tanh form): full_glu (W1 g(v)) * sigmoid(W2 g(v)); half_glu1 g(v) *
+sigmoid(W g(v)); half_glu2 v * sigmoid(W g(v)); gelu g(v). Orders and names as in Smith et al.
+2023 and Lu et al. 2023.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statewise.ssm.protocol import Cache, SequenceModel, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """What surrounds each layer; "plain" is the bare layer and takes none of the rest."""
+
+    kind: Literal["residual", "plain"] = "residual"
+    norm: Literal["layer", "rms", "none"] = "layer"
+    norm_position: Literal["pre", "post"] = "pre"  # before the layer, or after the residual sum
+    after_norm: Literal["none", "shared"] = "none"  # the same norm again after the layer
+    norm_eps: float = 1e-5  # > 0
+    gate: Literal["full_glu", "half_glu1", "half_glu2", "gelu", "none"] = "full_glu"
+
+    def __post_init__(self) -> None:
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps: expected a positive number, got {self.norm_eps}")
+        if self.after_norm == "shared" and self.norm == "none":
+            raise ValueError('after_norm: "shared" repeats the norm, but norm is "none"')
+        if self.kind == "plain" and (self.norm, self.norm_position, self.gate) != (
+            "layer",
+            "pre",
+            "full_glu",
+        ):
+            raise ValueError("kind: a plain block has no norm and no gate: remove those settings")
+
+
+def _norm(config: BlockConfig, d_model: int) -> nn.Module | None:
+    if config.norm == "none":
+        return None
+    make = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return make(d_model, eps=config.norm_eps)
+
+
+class Block(nn.Module):
+    """A layer with norm, gate and residual; a `SequenceModel` with the state of its layer."""
+
+    def __init__(self, layer: SequenceModel, config: BlockConfig | None = None):
+        super().__init__()
+        assert isinstance(layer, nn.Module)
+        self.config = config = BlockConfig() if config is None else config
+        self.d_in = self.d_out = d_model = layer.d_out
+        self.layer = layer
+        residual = config.kind == "residual"
+        self.norm = _norm(config, d_model) if residual else None
+        self.gate: nn.Linear | None = None
+        if residual and config.gate.endswith(("glu", "glu1", "glu2")):
+            self.gate = nn.Linear(d_model, 2 * d_model if config.gate == "full_glu" else d_model)
+
+    def _mix(self, v: Tensor) -> Tensor:
+        kind = self.config.gate
+        if kind == "none":
+            return v
+        activated = F.gelu(v, approximate="tanh")
+        if self.gate is None:
+            return activated
+        if kind == "full_glu":
+            return F.glu(self.gate(activated))
+        kept = activated if kind == "half_glu1" else v
+        return kept * self.gate(activated).sigmoid()
+
+    def _around(self, x: Tensor, run: Callable[[Tensor], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """Apply everything but the layer, which is `run`: v -> (v, states...)."""
+        config, norm = self.config, self.norm
+        if config.kind == "plain":
+            return run(x)
+        pre = norm is not None and config.norm_position == "pre"
+        v, *states = run(norm(x) if norm is not None and pre else x)
+        if norm is not None and config.after_norm == "shared":
+            v = norm(v)
+        y = x + self._mix(v)
+        return norm(y) if norm is not None and not pre else y, *states
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the layer's."""
+        return self.layer.initial_state(batch_size)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Run T steps at once; see `SequenceModel`."""
+        y, last = self._around(x, lambda v: self.layer(v, state, reset))
+        return y, last
+
+    def trace(
+        self, x: Tensor, state: State | None = None, reset: Tensor | None = None, every: int = 1
+    ) -> tuple[Tensor, State, State]:
+        """Run T steps and return states on the way; see `SequenceModel`."""
+        y, last, traced = self._around(x, lambda v: self.layer.trace(v, state, reset, every))
+        return y, last, traced
+
+    def prepare_step(self) -> Cache:
+        """Return the layer's."""
+        return self.layer.prepare_step()
+
+    def step(
+        self,
+        x: Tensor,
+        state: State,
+        reset: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
+    ) -> tuple[Tensor, State]:
+        """Run one step; see `SequenceModel`."""
+        y, last = self._around(x, lambda v: self.layer.step(v, state, reset, cache=cache))
+        return y, last
+
+
+def conforms(block: Block) -> SequenceModel:
+    """Let the type checker compare the block with the protocol."""
+    return block

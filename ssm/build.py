@@ -1,0 +1,82 @@
+"""From a configuration to a stack of blocks; the literal table of all layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from statewise.kernels import Backend
+from statewise.ssm.block import Block, BlockConfig
+from statewise.ssm.gru import GRULayer
+from statewise.ssm.lru import LRUConfig, LRULayer
+from statewise.ssm.lstm import LSTMLayer
+from statewise.ssm.protocol import SequenceModel
+from statewise.ssm.s5 import S5Config, S5Layer
+from statewise.ssm.stack import Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """A stack of equal blocks."""
+
+    kind: Literal["s5", "lru", "gru", "lstm"] = "s5"
+    num_layers: int = 2  # >= 1
+    d_model: int = 64  # >= 1, width of every block
+    backend: Backend = "auto"  # of the scans; GRU and LSTM have none
+    block: BlockConfig = field(default_factory=BlockConfig)
+    s5: S5Config = field(default_factory=S5Config)  # only with kind s5
+    lru: LRUConfig = field(default_factory=LRUConfig)  # only with kind lru
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "d_model"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        ignored = [
+            name
+            for name, own in (("s5", self.s5 != S5Config()), ("lru", self.lru != LRUConfig()))
+            if own and name != self.kind
+        ]
+        if self.backend != "auto" and self.kind in ("gru", "lstm"):
+            ignored.append("backend")
+        if ignored:
+            raise ValueError(
+                f"{ignored[0]}: would be ignored with kind {self.kind!r}: remove the setting or "
+                "change kind"
+            )
+
+
+class SequenceRow(NamedTuple):
+    """One layer of the suite."""
+
+    make: Callable[[SequenceConfig], SequenceModel]
+    about: str
+    page: str
+
+
+SEQUENCES: dict[str, SequenceRow] = {
+    "s5": SequenceRow(
+        lambda c: S5Layer(c.d_model, c.s5, c.backend),
+        "diagonal multi-input SSM, HiPPO start (Smith et al. 2023)",
+        "docs/systems/s5.md",
+    ),
+    "lru": SequenceRow(
+        lambda c: LRULayer(c.d_model, c.lru, c.backend),
+        "linear recurrent unit, ring start (Orvieto et al. 2023)",
+        "docs/systems/lru.md",
+    ),
+    "gru": SequenceRow(
+        lambda c: GRULayer(c.d_model),
+        "gated recurrent unit, baseline (Cho et al. 2014)",
+        "docs/systems/baselines.md",
+    ),
+    "lstm": SequenceRow(
+        lambda c: LSTMLayer(c.d_model),
+        "long short-term memory, baseline (Hochreiter & Schmidhuber 1997)",
+        "docs/systems/baselines.md",
+    ),
+}
+
+
+def build_sequence(config: SequenceConfig) -> Stack:
+    """Return the stack that `config` describes."""
+    row = SEQUENCES[config.kind]
+    return Stack([Block(row.make(config), config.block) for _ in range(config.num_layers)])

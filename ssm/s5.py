@@ -1,0 +1,137 @@
+"""S5: a multi-input state-space layer with a diagonal complex state.
+
+Paper: Smith, Warrington & Linderman 2023, "Simplified State Space Layers for Sequence
+Modeling"; resets as in Lu et al. 2023, "Structured State Space Models for In-Context
+Reinforcement Learning".
+
+    x_t = Lambda_bar * x_{t-1} + B_bar u_t,    y_t = s Re(C x_t) + D * u_t
+
+with s = 2 where only one of each conjugate pair is kept, and x_{t-1} replaced by the initial
+state where `reset_t`. Zero-order hold: Lambda_bar = exp(Lambda dt), B_bar = Lambda^{-1}
+(Lambda_bar - 1) B; bilinear: Lambda_bar = (1 + Lambda dt/2) / (1 - Lambda dt/2), B_bar =
+dt / (1 - Lambda dt/2) B.
+
+Deviations: Re(Lambda) = -exp(parameter), so that no training step can make a state grow
+("clip" is the release's option, min(Re, -1e-4)).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from statewise.kernels import Backend
+from statewise.ssm import diagonal
+from statewise.ssm.diagonal import DiagonalLayer, Discrete
+from statewise.ssm.init import as_pairs, log_uniform, normal_legs, truncated_normal
+
+CLIP = -1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class S5Config:
+    """Hyper-parameters of one S5 layer; the defaults are those of the in-context RL paper."""
+
+    state_size: int | None = None  # N, > 0; None means the layer's width
+    blocks: int = 1  # J >= 1, copies of a HiPPO matrix of size N / J
+    conj_sym: bool = True  # keep one of each conjugate pair: P = N / 2 states instead of N
+    discretization: Literal["zoh", "bilinear"] = "zoh"
+    c_init: Literal["truncated_normal", "lecun_normal", "complex_normal"] = "truncated_normal"
+    dt_min: float = 1e-3  # > 0, smallest initial time step
+    dt_max: float = 0.1  # >= dt_min
+    re_param: Literal["exp", "clip"] = "exp"  # how Re(Lambda) stays negative
+    initial_state: Literal["zero", "learned"] = "zero"  # what a reset restores
+
+    def __post_init__(self) -> None:
+        if self.state_size is not None and self.state_size < 1:
+            raise ValueError(f"state_size: expected at least 1, got {self.state_size}")
+        if self.blocks < 1:
+            raise ValueError(f"blocks: expected at least 1, got {self.blocks}")
+        if not 0 < self.dt_min <= self.dt_max:
+            raise ValueError(
+                f"dt_min: expected 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}"
+            )
+
+
+def initial_eigenvalues(
+    N: int, blocks: int, conj_sym: bool
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.complex128]], Tensor]:
+    """Return Lambda (P,) and V (N, P) of `blocks` HiPPO matrices on the diagonal.
+
+    Raises:
+        ValueError: N does not split into `blocks` (conjugate-symmetric) blocks.
+    """
+    divisor = blocks * (2 if conj_sym else 1)
+    if N % divisor:
+        raise ValueError(
+            f"state_size: expected a multiple of {divisor} (blocks {blocks}, conj_sym "
+            f"{conj_sym}), got {N}"
+        )
+    eigenvalues, V = normal_legs(N // blocks)
+    kept = N // divisor
+    tiled = np.tile(eigenvalues[:kept], blocks)
+    return tiled, torch.block_diag(*(torch.as_tensor(V[:, :kept]) for _ in range(blocks)))
+
+
+class S5Layer(DiagonalLayer):
+    """One S5 layer of width `d_model`; a `SequenceModel`."""
+
+    def __init__(self, d_model: int, config: S5Config | None = None, backend: Backend = "auto"):
+        config = S5Config() if config is None else config
+        N = config.state_size or d_model
+        eigenvalues, V = initial_eigenvalues(N, config.blocks, config.conj_sym)
+        P = len(eigenvalues)
+        super().__init__(d_model, P, config.initial_state, backend)
+        self.config = config
+        real = torch.as_tensor(eigenvalues.real).to(torch.get_default_dtype())
+        if config.re_param == "exp":
+            self.log_neg_re = nn.Parameter((-real).log())
+        else:
+            self.Lambda_re = nn.Parameter(real)
+        self.Lambda_im = nn.Parameter(
+            torch.as_tensor(eigenvalues.imag).to(torch.get_default_dtype())
+        )
+        B = truncated_normal((N, d_model), N**-0.5, None)
+        self.B = nn.Parameter(as_pairs(V.mH @ B.to(V.dtype)))
+        self.C = nn.Parameter(self._initial_C(d_model, N, V))
+        self.log_step = nn.Parameter(
+            log_uniform((P,), config.dt_min, config.dt_max).to(torch.get_default_dtype())
+        )
+
+    def _initial_C(self, H: int, N: int, V: Tensor) -> Tensor:
+        if self.config.c_init == "complex_normal":
+            return torch.randn(H, V.shape[1], 2) * 0.5**0.5
+        # The two scales differ by sqrt(H): the fan-in of one row, or of the whole array.
+        std = (N if self.config.c_init == "truncated_normal" else N * H) ** -0.5
+        raw = torch.view_as_complex(truncated_normal((H, N, 2), std, None))
+        return as_pairs(raw @ V)
+
+    def eigenvalues(self) -> tuple[Tensor, Tensor]:
+        """Return the continuous eigenvalues as (real, imaginary), each (P,), real < 0."""
+        if self.config.re_param == "exp":
+            return -self.log_neg_re.exp(), self.Lambda_im
+        return self.Lambda_re.clamp(max=CLIP), self.Lambda_im
+
+    def discretize(self) -> Discrete:
+        """Return the discrete system of the present parameters."""
+        re, im = self.eigenvalues()
+        dt = self.log_step.exp()
+        if self.config.discretization == "zoh":
+            a = diagonal.polar(re * dt, im * dt)
+            # exp(z) - 1 without cancellation, then divided by Lambda
+            half = (im * dt / 2).sin()
+            less_one = torch.stack(
+                (torch.expm1(re * dt) * (im * dt).cos() - 2 * half.square(), a[:, 1]), -1
+            )
+            inverse = torch.stack((re, -im), -1) / (re.square() + im.square())[:, None]
+            gain = diagonal.complex_product(less_one, inverse)
+        else:
+            x, y = re * dt / 2, im * dt / 2
+            inverse = torch.stack((1 - x, y), -1) / ((1 - x).square() + y.square())[:, None]
+            a = diagonal.complex_product(torch.stack((1 + x, y), -1), inverse)
+            gain = dt[:, None] * inverse
+        w_in = diagonal.input_matrix(diagonal.complex_product(gain[:, None], self.B))
+        scale = 2.0 if self.config.conj_sym else 1.0
+        return Discrete(a, w_in, diagonal.output_matrix(self.C, scale))

@@ -1,0 +1,127 @@
+"""Which backend runs: the rule, what happens without a compiler, and what is told about it."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from statewise.kernels import BackendError, discounted_scan, dispatch, extension, linear_scan
+from statewise.kernels.dispatch import available, explain, select_backend
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+REASON = "no compiler in this test"
+
+
+@pytest.fixture
+def _without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "reason_missing", lambda: REASON)
+    dispatch._warn_fallback.cache_clear()
+
+
+def test_the_cpu_kernels_are_built_and_loaded_here():
+    assert available() == {"reference": "", "torch": "", "cpu": ""}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_auto_takes_the_compiled_kernel_for_cpu_tensors(dtype):
+    assert select_backend("linear_scan", CPU, dtype) == "cpu"
+
+
+def test_auto_takes_plain_torch_on_other_devices():
+    assert select_backend("linear_scan", CUDA, torch.float32) == "torch"
+
+
+@pytest.mark.parametrize("name", ["reference", "torch", "cpu"])
+def test_an_explicit_name_wins(name):
+    assert select_backend("linear_scan", CPU, torch.float32, name) == name
+
+
+def test_a_backend_that_cannot_serve_the_device_is_refused_with_the_reason():
+    with pytest.raises(BackendError, match=r"linear_scan.*cpu.*cuda"):
+        select_backend("linear_scan", CUDA, torch.float32, "cpu")
+
+
+def test_an_unknown_backend_is_refused_with_the_names_there_are():
+    with pytest.raises(BackendError, match=r"reference, torch, cpu.*'fast'"):
+        linear_scan(torch.ones(1, 2, 3), torch.ones(1, 2, 3), backend="fast")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64], ids=str)
+def test_a_dtype_without_an_accumulator_is_refused(dtype):
+    with pytest.raises(ValueError, match="float32, float64, bfloat16"):
+        select_backend("linear_scan", CPU, dtype)
+
+
+@pytest.mark.usefixtures("_without_extension")
+def test_auto_falls_back_with_one_warning_per_process():
+    x = torch.ones(2, 5, 3)
+    with pytest.warns(RuntimeWarning, match=REASON):
+        h, _ = linear_scan(x, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again, _ = linear_scan(x, x)
+        discounted_scan(x[..., 0], x[..., 0])
+    assert torch.equal(h, x.cumsum(1))
+    assert torch.equal(again, h)
+
+
+@pytest.mark.usefixtures("_without_extension")
+def test_asking_by_name_without_the_extension_raises_the_reason():
+    x = torch.ones(2, 5, 3)
+    with pytest.raises(BackendError, match=REASON):
+        linear_scan(x, x, backend="cpu")
+    with pytest.raises(BackendError, match=REASON):
+        discounted_scan(x[..., 0], x[..., 0], backend="cpu")
+
+
+@pytest.mark.usefixtures("_without_extension")
+def test_the_explanation_names_what_is_missing_and_what_serves():
+    lines = explain()
+    assert any(line.startswith("cpu") and REASON in line for line in lines)
+    assert any(line.startswith("auto: torch") for line in lines)
+
+
+def test_the_explanation_says_that_the_cpu_kernel_serves():
+    lines = explain()
+    assert "cpu: ready" in lines
+    assert any(line.startswith("auto: cpu") for line in lines)
+
+
+def test_without_a_compiler_the_reason_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(extension, "cache_folder", lambda: tmp_path / "empty")
+    monkeypatch.setattr(extension, "compiler", lambda: None)
+    assert "install g++" in extension.reason_missing.__wrapped__()
+
+
+def test_a_failed_build_is_remembered_until_it_is_asked_for_by_hand(monkeypatch, tmp_path, capsys):
+    builds: list[Path] = []
+
+    def broken_build(folder: Path) -> None:
+        builds.append(folder)
+        raise RuntimeError("error: expected ';'")
+
+    monkeypatch.setattr(extension, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(extension, "_build", broken_build)
+    first = extension.reason_missing.__wrapped__()
+    second = extension.reason_missing.__wrapped__()
+    assert "expected ';'" in first
+    assert first == second
+    assert len(builds) == 1
+    extension.main()
+    assert len(builds) == 2
+    assert "not available" in capsys.readouterr().out
+
+
+def test_the_library_is_kept_per_source_flags_and_torch_version(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = extension.cache_folder()
+    assert folder.is_relative_to(tmp_path)
+    assert extension.cache_folder() == folder
+    monkeypatch.setattr(extension, "FLAGS", ("-O0",))
+    other_flags = extension.cache_folder()
+    changed = tmp_path / "cpu.cpp"
+    changed.write_text("// another source")
+    monkeypatch.setattr(extension, "SOURCES", (changed,))
+    assert len({folder, other_flags, extension.cache_folder()}) == 3
+    assert "-ffast-math" not in " ".join(extension.FLAGS)

@@ -1,0 +1,161 @@
+"""The commands of `statewise` that train, evaluate, plot and tell what there is.
+
+A command takes the words after its name and returns an exit status. Everything heavy is
+imported inside the command that needs it, so that `statewise --help` answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import NoReturn
+
+from statewise.training.schema import ConfigError
+
+TOPICS = ("presets", "layers", "agents", "worldmodels", "envs")
+
+
+def train(argv: list[str]) -> int:
+    """Train a preset: PRESET [--run DIR] [--key.sub value ...], or go on: --resume RUN."""
+    from statewise.training import api, config
+
+    parser = _parser("train", train, add_help=False)
+    parser.add_argument("--run", type=Path, help="run directory, by default runs/<preset>-<n>")
+    parser.add_argument("--resume", type=Path, help="run directory to go on with")
+    parser.add_argument("-h", "--help", action="store_true", help="with PRESET: every option")
+    # The preset stands first: after an option it could not be told from a value.
+    preset = argv[0] if argv and not argv[0].startswith("-") else None
+    options, overrides = parser.parse_known_args(argv[1:] if preset else argv)
+    if options.help:
+        print(parser.format_help())
+        if preset:
+            print(config.config_help(config.load_preset(preset), f"statewise train {preset}"))
+        return 0
+    command = ["statewise", "train", *argv]
+    if options.resume:
+        if preset or options.run:
+            other = "a preset" if preset else "--run"
+            raise ConfigError(f"train: expected --resume RUN alone, got {other} beside it")
+        print(api.resume_training(options.resume, command, overrides))
+        return 0
+    if not preset:
+        got = f"got {argv[0]!r}" if argv else "got nothing"
+        raise ConfigError(
+            f"train: expected a preset first or --resume RUN, {got}: see `statewise list presets`"
+        )
+    settings = config.load_preset(preset, overrides)
+    print(api.run_training(settings, options.run or default_run(preset), command))
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """Play episodes with a trained agent: RUN [--episodes N] [--actions greedy|sample] ..."""
+    parser = _parser("eval", evaluate)
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--episodes", type=_count, help="by default eval.episodes of the run")
+    parser.add_argument("--num-envs", type=_count, help="by default eval.num_envs of the run")
+    parser.add_argument("--seed", type=int, help="by default the run's own evaluation seed")
+    parser.add_argument("--actions", choices=("greedy", "sample"), help="by default the run's")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="by default the newest")
+    options = parser.parse_args(argv)
+
+    from statewise.training.evaluate import evaluate_run
+
+    result = evaluate_run(
+        options.run,
+        episodes=options.episodes,
+        num_envs=options.num_envs,
+        seed=options.seed,
+        actions=options.actions,
+        checkpoint=options.checkpoint,
+    )
+    low, high = result.return_ci95
+    print(
+        f"return {result.return_mean:.4g}, 95 % interval {low:.4g} to {high:.4g}, "
+        f"{len(result.episodes)} episodes: {options.run / 'eval.json'}"
+    )
+    return 0
+
+
+def plot(argv: list[str]) -> int:
+    """Draw learning curves: RUN... [--out fig.png]."""
+    parser = _parser("plot", plot)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory")
+    parser.add_argument("--out", type=Path, help="file to write; the ending chooses the format")
+    options = parser.parse_args(argv)
+
+    from statewise.training.plot import plot_runs
+
+    print(plot_runs(options.runs, options.out))
+    return 0
+
+
+def list_topic(argv: list[str]) -> int:
+    """Tell what there is and what is installed: [presets|layers|agents|worldmodels|envs]."""
+    parser = _parser("list", list_topic)
+    parser.add_argument("topic", choices=TOPICS, nargs="?", help="by default all of them")
+    options = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from statewise.training.listing import listing_table
+
+    console = Console()
+    for topic in [options.topic] if options.topic else TOPICS:
+        console.print(listing_table(topic))
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """Show versions, devices and backends, what is missing and the line that gets it."""
+    _parser("doctor", doctor).parse_args(argv)
+
+    from rich.console import Console
+
+    from statewise.training.doctor import doctor_tables
+
+    console = Console()
+    for table in doctor_tables():
+        console.print(table)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "eval": evaluate,
+    "plot": plot,
+    "list": list_topic,
+    "doctor": doctor,
+}
+
+
+def default_run(preset: str, root: Path = Path("runs")) -> Path:
+    """Return the first `<root>/<preset>-<n>` that does not exist, `/` of the preset as `-`."""
+    name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset.replace("/", "-")
+    return next(
+        path for path in (root / f"{name}-{number}" for number in count(1)) if not path.exists()
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong word as ConfigError, in one line, instead of leaving the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog.removeprefix('statewise ')}: {message}: see {self.prog} -h")
+
+
+def _parser(
+    name: str, command: Callable[[list[str]], int], *, add_help: bool = True
+) -> argparse.ArgumentParser:
+    doc = (command.__doc__ or "").splitlines()[0]
+    return _Parser(
+        prog=f"statewise {name}", description=doc, allow_abbrev=False, add_help=add_help
+    )
+
+
+def _count(text: str) -> int:
+    """Read an integer of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return int(text)

@@ -1,0 +1,310 @@
+"""Configuration: the run's dataclass, YAML presets, overrides, and errors of one line.
+
+The dataclasses are the schema. PyYAML reads a preset, overrides are laid over it, pydantic
+turns the mapping into the dataclasses, and tyro writes the help text. This is the only file
+that imports pydantic or tyro.
+
+Every value is checked in one place (`_build`), whether it came from YAML, from the command
+line or from Python, so all errors read alike:
+`<where>: <dotted.path>: expected <what>, got <what>: <what to do>`.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import tyro
+import yaml
+
+from statewise.agents.recurrent_ppo import RecurrentPPOConfig
+from statewise.envs.build import EnvConfig
+from statewise.training.schema import (
+    ConfigError,
+    nearest,
+    number_problems,
+    parse_words,
+    reached,
+    resolve,
+    split_tokens,
+    unknown_field,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "ConfigError",
+    "EvalConfig",
+    "TrainConfig",
+    "apply_overrides",
+    "config_help",
+    "dump_config",
+    "load_config",
+    "load_preset",
+    "preset_names",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many stay."""
+
+    every_steps: int = 50_000  # environment steps between two checkpoints, >= 1
+    keep: int = 3  # newest checkpoints kept, >= 1
+
+    def __post_init__(self) -> None:
+        _at_least(1, every_steps=self.every_steps, keep=self.keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How a trained agent is evaluated."""
+
+    episodes: int = 100  # episodes per evaluation, >= 1
+    num_envs: int = 16  # environments stepped together, >= 1
+    actions: Literal["greedy", "sample"] = "greedy"  # mode of the policy, or a sample of it
+
+    def __post_init__(self) -> None:
+        _at_least(1, episodes=self.episodes, num_envs=self.num_envs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that determines a training run."""
+
+    system: Literal["ppo"]  # key of `agents.build.AGENTS`
+    env: EnvConfig  # the task
+    agent: RecurrentPPOConfig  # the agent and its network
+    rollout_steps: int  # rows per environment between two updates, >= 1
+    total_steps: int  # environment steps of the whole run, all environments together, >= 1
+    seed: int = 0  # root of every random stream, >= 0
+    device: str = "cpu"  # "cpu", "cuda" or "cuda:N"
+    num_threads: int = 1  # threads of one tensor operation, >= 1
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(
+            1,
+            rollout_steps=self.rollout_steps,
+            total_steps=self.total_steps,
+            num_threads=self.num_threads,
+        )
+        _at_least(0, seed=self.seed)
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device: expected cpu, cuda or cuda:N, got {self.device!r}")
+        if self.env.num_envs % self.agent.num_minibatches:
+            raise ValueError(
+                f"agent.num_minibatches: expected a divisor of env.num_envs "
+                f"({self.env.num_envs}), got {self.agent.num_minibatches}"
+            )
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the package, `<system>/<name>`."""
+    return sorted(
+        f"{system}/{path.stem}"
+        for system in typing.get_args(typing.get_type_hints(TrainConfig)["system"])
+        for path in (_preset_folder() / system).glob("*.yaml")
+    )
+
+
+def load_preset(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a preset and lay overrides over it.
+
+    Args:
+        name: `<system>/<name>` of a preset, or the path of a file that ends in .yaml.
+        overrides: tokens of a command line, see `apply_overrides`.
+
+    Raises:
+        ConfigError: no such preset, or a key or value that the dataclasses refuse.
+    """
+    if name.endswith((".yaml", ".yml")):
+        config = load_config(Path(name))
+    elif name in preset_names():
+        config = _build(_read_yaml(_preset_folder() / f"{name}.yaml"), where=f"preset {name}")
+    else:
+        raise ConfigError(
+            f"preset: expected a name from `statewise list presets` or a .yaml file, "
+            f"got {name!r}{nearest(name, preset_names())}"
+        )
+    return apply_overrides(config, overrides)
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a configuration file, for example `config.yaml` of a run directory.
+
+    Raises:
+        ConfigError: the file cannot be read, or the dataclasses refuse what is in it.
+    """
+    return _build(_read_yaml(path), where=str(path))
+
+
+def apply_overrides(
+    config: TrainConfig, overrides: Sequence[str] | Mapping[str, Any]
+) -> TrainConfig:
+    """Return `config` with single values replaced.
+
+    Args:
+        config: stays as it is.
+        overrides: tokens of a command line, `--agent.learning-rate 1e-3` or
+            `--agent.learning_rate=1e-3`, with several values after the name of a tuple
+            (`--agent.encoder.hidden 64 64`); or a mapping from dotted paths to values,
+            `{"agent.learning_rate": 1e-3}`.
+
+    Raises:
+        ConfigError: unknown path, or a value that the dataclasses refuse.
+    """
+    if not overrides:
+        return config
+    try:
+        values = _override_values(overrides)
+    except ConfigError as error:
+        raise ConfigError(f"override: {error}") from None
+    mapping = dataclasses.asdict(config)
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        node = mapping
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return _build(mapping, where="override")
+
+
+def dump_config(config: TrainConfig) -> str:
+    """Return YAML text of every field; reading it gives an equal configuration.
+
+    Raises:
+        ConfigError: `env.kwargs` holds something that YAML has no notation for.
+    """
+    try:
+        return yaml.safe_dump(_without_tuples(dataclasses.asdict(config)), sort_keys=False)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"env.kwargs: expected numbers, text, lists and mappings, got {error.args[-1]!r}: "
+            "pass other objects to a factory of your own"
+        ) from error
+
+
+def config_help(config: TrainConfig, program: str) -> str:
+    """Return the text of `--help`: every option with its value in `config`."""
+    parser = tyro.extras.get_parser(
+        TrainConfig, default=config, prog=program, config=(tyro.conf.FlagConversionOff,)
+    )
+    return parser.format_help()
+
+
+def _override_values(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted path -> value; every path is one that exists."""
+    if isinstance(overrides, Mapping):
+        for path in overrides:
+            resolve(TrainConfig, path)
+        return dict(overrides)
+    return {
+        path: parse_words(path, words, resolve(TrainConfig, path), _read_word)
+        for path, words in split_tokens(overrides).items()
+    }
+
+
+def _at_least(low: int, **values: int) -> None:
+    """Raise ValueError for the first value below `low`."""
+    for name, value in values.items():
+        if value < low:
+            raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+
+def _preset_folder() -> Path:
+    return Path(str(files("statewise"))) / "configs"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without two traps: `3e-4` is a number here, and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                mark = node.value[number][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"the key {key} twice", problem_mark=mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: expected a configuration file, got: {error.strerror}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or "text that is not YAML"
+        raise ConfigError(f"{path}: {line}expected YAML, got {problem}") from error
+
+
+def _read_word(word: str) -> Any:
+    try:
+        return yaml.load(word, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError:
+        return word
+
+
+def _build(mapping: Any, where: str) -> TrainConfig:
+    """Turn a nested mapping into the dataclasses, or raise with every problem in one line."""
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of fields, got {mapping!r}")
+    problems = dict(number_problems(TrainConfig, mapping))
+    for cls in reached(TrainConfig):
+        # Read by pydantic; without it unknown keys of a standard dataclass are dropped.
+        cls.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+    try:
+        config = pydantic.TypeAdapter(TrainConfig).validate_python(mapping)
+    except pydantic.ValidationError as error:
+        for details in error.errors():
+            path = ".".join(str(part) for part in details["loc"])
+            problems.setdefault(path, _line(path, details))
+        raise ConfigError(f"{where}: {'; '.join(problems.values())}") from None
+    if problems:
+        raise ConfigError(f"{where}: {'; '.join(problems.values())}")
+    return config
+
+
+def _line(path: str, details: Any) -> str:
+    """Say in one line what pydantic found at a dotted path."""
+    kind, got = details["type"], details["input"]
+    if kind == "unexpected_keyword_argument":
+        return unknown_field(TrainConfig, path)
+    if kind == "missing":
+        return f"{path}: expected a value, got none: this field has no default"
+    if kind == "value_error":
+        text = str(details["ctx"]["error"])
+        # Raised by a __post_init__ as "field: expected ..., got ...".
+        joint = "." if re.match(r"[\w.]+: ", text) else ": "
+        return f"{path}{joint}{text}" if path else text
+    if kind == "dataclass_type":
+        return f"{path}: expected a mapping of fields, got {got!r}"
+    expected = details["msg"].removeprefix("Input should be ").partition(", unable")[0]
+    hint = ""
+    if kind == "literal_error" and isinstance(got, str):
+        hint = nearest(got, re.findall(r"'([^']*)'", expected))
+    return f"{path}: expected {expected}, got {got!r}{hint}"
+
+
+def _without_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_tuples(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_tuples(entry) for entry in value]
+    return value
