@@ -4,6 +4,7 @@ An environment whose randomness comes from `np_random` is in a state that follow
 generator at the start of its episode and the actions since. `ResumableEnv` keeps both.
 """
 
+from copy import deepcopy
 from typing import Any
 
 import gymnasium
@@ -55,6 +56,8 @@ class ResumableEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
         self._ended = bool(terminated or truncated)
+        if self._ended:
+            obs = deepcopy(obs)  # a reset in the same step may write into the same arrays
         return obs, reward, terminated, truncated, info
 
     def snapshot(self) -> dict[str, Any]:

@@ -37,11 +37,11 @@ def _key(path: Path) -> str:
 
 def _flat_box(space: spaces.Box) -> spaces.Box:
     """Return the box with float64 made float32 and a scalar made a vector of one."""
-    dtype = np.dtype(np.float32) if space.dtype == np.float64 else space.dtype
+    dtype: Any = np.float32 if space.dtype == np.float64 else space.dtype
     shape = space.shape or (1,)
     with np.errstate(over="ignore"):  # a bound beyond float32 is no bound
         low, high = space.low.astype(dtype), space.high.astype(dtype)
-    return spaces.Box(low.reshape(shape), high.reshape(shape), dtype=dtype.type)
+    return spaces.Box(low.reshape(shape), high.reshape(shape), dtype=dtype)
 
 
 def _flat_leaf(key: str, space: spaces.Space[Any]) -> spaces.Space[Any]:
@@ -168,9 +168,11 @@ def restore_action(space: spaces.Space[Any], action: NDArray[Any]) -> NDArray[An
         The actions with `start` added, or clipped to the box, in the space's dtype.
     """
     if isinstance(space, spaces.Box):
-        return np.clip(action, space.low, space.high).astype(space.dtype)
+        clipped: NDArray[Any] = np.clip(action, space.low, space.high).astype(space.dtype)
+        return clipped
     assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete), space
-    return np.asarray(action).astype(space.dtype) + space.start
+    shifted: NDArray[Any] = np.asarray(action).astype(space.dtype) + space.start
+    return shifted
 
 
 def action_width(space: spaces.Space[Any]) -> int:
@@ -203,5 +205,5 @@ def encode_action(space: spaces.Space[Any], batched_action: NDArray[Any]) -> NDA
         columns = columns + (np.cumsum(space.nvec) - space.nvec)
     else:
         columns = columns[:, None]
-    np.put_along_axis(code, columns, 1.0, axis=1)
+    code[np.arange(len(code))[:, None], columns] = 1.0
     return code

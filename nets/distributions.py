@@ -32,10 +32,14 @@ def _pad_components(logits: Tensor, nvec: tuple[int, ...]) -> Tensor:
     """Turn (..., sum(nvec)) into (..., K, max(nvec)), padded with impossible categories."""
     widest = max(nvec)
     if min(nvec) == widest:
-        return logits.unflatten(-1, (len(nvec), widest))
-    parts = logits.split(nvec, -1)
+        return logits.reshape(*logits.shape[:-1], len(nvec), widest)
+    parts = torch.split(logits, nvec, -1)
     return torch.stack(
-        [F.pad(part, (0, widest - part.shape[-1]), value=-math.inf) for part in parts], -2
+        [
+            F.pad(part, (0, widest - n), value=-math.inf)
+            for part, n in zip(parts, nvec, strict=True)
+        ],
+        -2,
     )
 
 

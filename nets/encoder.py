@@ -56,60 +56,26 @@ def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return (first, middle, last) if first < last else (last, first, middle)
 
 
-def _build_part(key: str, space: spaces.Space[Any], config: EncoderConfig) -> nn.Module:
-    """Return the module for one entry; each part has `d_out`."""
-    match space:
-        case spaces.Discrete():
-            return _OneHot((int(space.n),), num_axes=0)
-        case spaces.MultiDiscrete() if space.nvec.size > 0:
-            nvec = tuple(int(n) for n in space.nvec.flatten())
-            return _OneHot(nvec, num_axes=len(space.shape))
-        case spaces.Box() if is_image(space):
-            return _Image(space.shape, config)
-        case spaces.Box() | spaces.MultiBinary() if math.prod(space.shape) > 0:
-            return _Vector(space.shape)
-        case _:
-            raise ValueError(
-                f"obs_space[{key!r}]: expected a non-empty Box, Discrete, MultiDiscrete or "
-                f"MultiBinary space, got {space}: flatten or wrap the environment"
-            )
+def _check(key: str, space: spaces.Space[Any]) -> None:
+    """Raise ValueError unless the entry is a leaf space with something in it."""
+    leaves = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    if not isinstance(space, leaves) or math.prod(space.shape) == 0:
+        raise ValueError(
+            f"obs_space[{key!r}]: expected a non-empty Box, Discrete, MultiDiscrete or "
+            f"MultiBinary space, got {space}: flatten or wrap the environment"
+        )
 
 
-class _OneHot(nn.Module):
-    """Indices 0..n-1 to float: the one-hot vectors of all components side by side."""
-
-    offset: Tensor
-
-    def __init__(self, nvec: tuple[int, ...], num_axes: int) -> None:
-        super().__init__()
-        self.num_axes = num_axes
-        self.num_indices = len(nvec)
-        self.d_out = sum(nvec)
-        starts = torch.tensor([0, *nvec[:-1]]).cumsum(0)
-        self.register_buffer("offset", starts, persistent=False)
-
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        index = x.long()
-        lead = x.shape[: x.ndim - self.num_axes]
-        if self.num_axes != 1:
-            index = index.reshape(*lead, self.num_indices)
-        if self.num_indices > 1:
-            index = index + self.offset
-        return index.new_zeros((*lead, self.d_out), dtype=dtype).scatter_(-1, index, 1.0)
+def _counts(space: spaces.Discrete | spaces.MultiDiscrete) -> list[int]:
+    """Return the number of categories of each component."""
+    return [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.flatten().tolist()
 
 
-class _Vector(nn.Module):
-    """Numbers of any dtype to one flat float vector, not scaled."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.num_axes = len(shape)
-        self.d_out = math.prod(shape)
-
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.num_axes != 1:
-            x = x.reshape(*x.shape[: x.ndim - self.num_axes], self.d_out)
-        return x.to(dtype)
+def _flatten(x: Tensor, num_axes: int, width: int) -> Tensor:
+    """Turn the last `num_axes` axes into one of this width."""
+    if num_axes == 1:
+        return x
+    return x.reshape(*x.shape[: x.ndim - num_axes], width)
 
 
 class _Image(nn.Module):
@@ -121,28 +87,28 @@ class _Image(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], config: EncoderConfig) -> None:
         super().__init__()
-        self.channel_last = shape[0] >= shape[2]
+        self.is_channel_last = shape[0] >= shape[2]
+        self.activation = ACTIVATIONS[config.activation]
         depth, height, width = _picture_shape(shape)
-        layers: list[nn.Module] = []
+        self.convolutions = nn.ModuleList()
         for channels in config.channels:
             if min(height, width) < MIN_SIDE:
                 break
             convolution = nn.Conv2d(depth, channels, kernel_size=3, stride=2, padding=1)
-            layers += [orthogonal(convolution, GAIN_HIDDEN), ACTIVATIONS[config.activation]()]
+            self.convolutions.append(orthogonal(convolution, GAIN_HIDDEN))
             depth, height, width = channels, (height + 1) // 2, (width + 1) // 2
         self.d_out = config.hidden[-1]
-        linear = nn.Linear(depth * height * width, self.d_out)
-        layers += [nn.Flatten(), orthogonal(linear, GAIN_HIDDEN)]
-        layers += [ACTIVATIONS[config.activation]()]
-        self.layers = nn.Sequential(*layers)
+        self.linear = orthogonal(nn.Linear(depth * height * width, self.d_out), GAIN_HIDDEN)
 
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         lead = x.shape[:-3]
         x = x.reshape(-1, *x.shape[-3:])
-        if self.channel_last:
+        if self.is_channel_last:
             x = x.permute(0, 3, 1, 2)
-        features: Tensor = self.layers(x.to(dtype) / 255.0)
-        return features.reshape(*lead, self.d_out)
+        x = x.to(self.linear.weight.dtype) / 255.0
+        for convolution in self.convolutions:
+            x = self.activation(convolution(x))
+        return self.activation(self.linear(x.flatten(1))).reshape(*lead, self.d_out)
 
 
 class Encoder(nn.Module):
@@ -156,7 +122,7 @@ class Encoder(nn.Module):
 
     The channel axis of a picture is the shorter one of its first and last axis (the last if
     they are equal), so frame stacks of any depth below the picture's side work in both layouts.
-    All entries are joined, in the order of their names, and read by a fully connected network
+    All entries are joined (vectors, one-hot vectors, pictures; by name within each) and read by a fully connected network
     with orthogonal weights of gain sqrt(2) and zero biases.
 
     Args:
@@ -167,21 +133,38 @@ class Encoder(nn.Module):
         ValueError: an entry, or the space itself, cannot be read; names the entry.
     """
 
+    _starts: Tensor
+
     def __init__(self, obs_space: spaces.Dict, config: EncoderConfig) -> None:
         super().__init__()
         if not isinstance(obs_space, spaces.Dict) or not obs_space.spaces:
             raise ValueError(f"obs_space: expected a Dict with entries, got {obs_space}")
-        self.keys = sorted(obs_space.spaces)
-        self.parts = nn.ModuleList(_build_part(key, obs_space[key], config) for key in self.keys)
-        d_in = sum(int(part.d_out) for part in self.parts)
+        leaves = sorted(obs_space.spaces.items())
+        for key, space in leaves:
+            _check(key, space)
+        indices = {k: s for k, s in leaves if isinstance(s, spaces.Discrete | spaces.MultiDiscrete)}
+        images = {k: s for k, s in leaves if is_image(s)}
+        vectors = {k: s for k, s in leaves if k not in indices and k not in images}
+        self._vectors = [(k, len(s.shape), math.prod(s.shape)) for k, s in vectors.items()]
+        self._indices = [(k, len(s.shape), math.prod(s.shape)) for k, s in indices.items()]
+        self._image_keys = list(images)
+        self.images = nn.ModuleList(_Image(s.shape, config) for s in images.values())
+        # All one-hot vectors lie side by side; each index is moved to the start of its own.
+        counts = [n for space in indices.values() for n in _counts(space)]
+        self.register_buffer("_starts", torch.tensor([0, *counts]).cumsum(0)[:-1], persistent=False)
+        self._num_categories = sum(counts)
+
         self.d_out = config.hidden[-1]
+        self.activation = ACTIVATIONS[config.activation]
         self.layers = mlp(
-            d_in,
+            sum(width for _, _, width in self._vectors)
+            + self._num_categories
+            + self.d_out * len(images),
             config.hidden[:-1],
             self.d_out,
             activation=config.activation,
             gain_out=GAIN_HIDDEN,
-        ).append(ACTIVATIONS[config.activation]())
+        )
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         """Encode observations.
@@ -193,7 +176,20 @@ class Encoder(nn.Module):
         Returns:
             Features (..., d_out) in the dtype of the parameters.
         """
-        dtype = self.layers[0].weight.dtype
-        parts = [part(obs[key], dtype) for key, part in zip(self.keys, self.parts, strict=True)]
-        features: Tensor = self.layers(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
-        return features
+        dtype = self.layers.linears[0].weight.dtype
+        parts = [_flatten(obs[key], axes, width).to(dtype) for key, axes, width in self._vectors]
+        if self._indices:
+            parts.append(self._one_hot(obs, dtype))
+        for key, image in zip(self._image_keys, self.images, strict=True):
+            parts.append(image(obs[key]))
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return self.activation(self.layers(x))
+
+    def _one_hot(self, obs: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Return the one-hot vectors of all indices, (..., number of categories)."""
+        indices = [_flatten(obs[key], axes, width).long() for key, axes, width in self._indices]
+        index = indices[0] if len(indices) == 1 else torch.cat(indices, -1)
+        if index.shape[-1] > 1:
+            index = index + self._starts
+        zeros = index.new_zeros((*index.shape[:-1], self._num_categories), dtype=dtype)
+        return zeros.scatter_(-1, index, 1.0)

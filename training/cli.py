@@ -5,8 +5,7 @@ imported inside the command that needs it, so that `statewise --help` answers at
 """
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +20,8 @@ def train(argv: list[str]) -> int:
     from statewise.training import api, config
 
     parser = _parser("train", train, add_help=False)
+    parser.usage = "statewise train PRESET [--run DIR] [--key.sub value ...] | --resume RUN"
+    parser.epilog = "`statewise list presets` names the presets; your own .yaml file is one too."
     parser.add_argument("--run", type=Path, help="run directory, by default runs/<preset>-<n>")
     parser.add_argument("--resume", type=Path, help="run directory to go on with")
     parser.add_argument("-h", "--help", action="store_true", help="with PRESET: every option")
@@ -30,7 +31,7 @@ def train(argv: list[str]) -> int:
     if options.help:
         print(parser.format_help())
         if preset:
-            print(config.config_help(config.load_preset(preset), f"statewise train {preset}"))
+            config.show_config_help(config.load_preset(preset), f"statewise train {preset}")
         return 0
     command = ["statewise", "train", *argv]
     if options.resume:
@@ -149,9 +150,7 @@ def _parser(
     name: str, command: Callable[[list[str]], int], *, add_help: bool = True
 ) -> argparse.ArgumentParser:
     doc = (command.__doc__ or "").splitlines()[0]
-    return _Parser(
-        prog=f"statewise {name}", description=doc, allow_abbrev=False, add_help=add_help
-    )
+    return _Parser(prog=f"statewise {name}", description=doc, allow_abbrev=False, add_help=add_help)
 
 
 def _count(text: str) -> int:

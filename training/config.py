@@ -13,8 +13,10 @@ import dataclasses
 import re
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +36,7 @@ from statewise.training.schema import (
     split_tokens,
     unknown_field,
 )
+from statewise.training.yaml_text import read_word, read_yaml
 
 __all__ = [
     "CheckpointConfig",
@@ -41,11 +44,12 @@ __all__ = [
     "EvalConfig",
     "TrainConfig",
     "apply_overrides",
-    "config_help",
     "dump_config",
     "load_config",
     "load_preset",
+    "preset_about",
     "preset_names",
+    "show_config_help",
 ]
 
 
@@ -113,6 +117,12 @@ def preset_names() -> list[str]:
     )
 
 
+def preset_about(name: str) -> str:
+    """Return the comment at the top of a preset: the task, what to expect, how long it takes."""
+    lines = (_preset_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in takewhile(_is_comment, lines))
+
+
 def load_preset(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a preset and lay overrides over it.
 
@@ -126,7 +136,7 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     if name.endswith((".yaml", ".yml")):
         config = load_config(Path(name))
     elif name in preset_names():
-        config = _build(_read_yaml(_preset_folder() / f"{name}.yaml"), where=f"preset {name}")
+        config = _build(read_yaml(_preset_folder() / f"{name}.yaml"), where=f"preset {name}")
     else:
         raise ConfigError(
             f"preset: expected a name from `statewise list presets` or a .yaml file, "
@@ -141,7 +151,7 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         ConfigError: the file cannot be read, or the dataclasses refuse what is in it.
     """
-    return _build(_read_yaml(path), where=str(path))
+    return _build(read_yaml(path), where=str(path))
 
 
 def apply_overrides(
@@ -190,12 +200,16 @@ def dump_config(config: TrainConfig) -> str:
         ) from error
 
 
-def config_help(config: TrainConfig, program: str) -> str:
-    """Return the text of `--help`: every option with its value in `config`."""
-    parser = tyro.extras.get_parser(
-        TrainConfig, default=config, prog=program, config=(tyro.conf.FlagConversionOff,)
-    )
-    return parser.format_help()
+def show_config_help(config: TrainConfig, program: str) -> None:
+    """Write the text of `--help` to stdout: every option with its value in `config`."""
+    with suppress(SystemExit):  # how tyro ends after it has shown the help
+        tyro.cli(
+            TrainConfig,
+            default=config,
+            prog=program,
+            args=["--help"],
+            config=(tyro.conf.FlagConversionOff,),
+        )
 
 
 def _override_values(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +219,7 @@ def _override_values(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, 
             resolve(TrainConfig, path)
         return dict(overrides)
     return {
-        path: parse_words(path, words, resolve(TrainConfig, path), _read_word)
+        path: parse_words(path, words, resolve(TrainConfig, path), read_word)
         for path, words in split_tokens(overrides).items()
     }
 
@@ -217,48 +231,12 @@ def _at_least(low: int, **values: int) -> None:
             raise ValueError(f"{name}: expected at least {low}, got {value}")
 
 
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")
+
+
 def _preset_folder() -> Path:
     return Path(str(files("statewise"))) / "configs"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without two traps: `3e-4` is a number here, and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                mark = node.value[number][0].start_mark
-                raise yaml.MarkedYAMLError(problem=f"the key {key} twice", problem_mark=mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: expected a configuration file, got: {error.strerror}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or "text that is not YAML"
-        raise ConfigError(f"{path}: {line}expected YAML, got {problem}") from error
-
-
-def _read_word(word: str) -> Any:
-    try:
-        return yaml.load(word, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError:
-        return word
 
 
 def _build(mapping: Any, where: str) -> TrainConfig:

@@ -1,0 +1,374 @@
+"""Recurrent PPO over any `SequenceModel`: whole sequences, one parallel scan per minibatch.
+
+Paper: Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (eq. 7 and 9); memory and
+resets as in Lu et al. 2023, "Structured State Space Models for In-Context Reinforcement
+Learning" (section 4).
+
+The rollout of every environment is one sequence. Its memory is stored once, at its start;
+minibatches are sets of environments; each epoch runs the network again over the full sequences
+with the stored reset flags. The stored state is a constant: it goes stale over the epochs of one
+update, as in every recurrent PPO.
+
+Deviations: a truncated episode bootstraps from its final observation (`truncation: terminate`
+gives the release's behaviour); learning rate annealed by environment steps, per update.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from statewise.agents.protocol import Agent, Metrics
+from statewise.agents.returns import generalized_advantage
+from statewise.data.step import Batch
+from statewise.nets.distributions import Distribution
+from statewise.nets.encoder import Encoder, EncoderConfig
+from statewise.nets.heads import PolicyHead, ValueHead
+from statewise.ssm.build import SequenceConfig, build_sequence
+from statewise.ssm.protocol import Cache, State
+from statewise.ssm.state import take
+
+EncoderFactory = Callable[[spaces.Dict], nn.Module]
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or gradient is NaN or infinite; the message names the term."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossScale:
+    """Coefficients of the loss terms."""
+
+    policy_gradient: float = 1.0
+    value: float = 0.5
+    entropy: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentPPOConfig:
+    """Hyper-parameters; ranges in brackets."""
+
+    learning_rate: float = 3e-4  # > 0, Adam
+    anneal: Literal["linear", "constant"] = "linear"  # to 0 over the run's steps
+    adam_eps: float = 1e-5  # > 0
+    num_epochs: int = 4  # >= 1
+    num_minibatches: int = 4  # >= 1, divides the number of environments
+    discount: float = 0.99  # [0, 1]
+    trace: float = 0.95  # [0, 1], lambda
+    clip: float = 0.2  # > 0, of the probability ratio
+    value_clip: float = 0.2  # >= 0, of the value's change; 0 = off
+    max_grad_norm: float = 0.5  # > 0, joint
+    target_kl: float = 0.0  # >= 0, stop the epochs beyond it; 0 = off
+    reward_scale: float = 1.0  # > 0; make an episode worth about 1
+    truncation: Literal["bootstrap", "terminate"] = "bootstrap"
+    loss_scale: LossScale = field(default_factory=LossScale)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    head_hidden: tuple[int, ...] = (64,)  # widths of the hidden layers of both heads
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "adam_eps", "clip", "max_grad_norm", "reward_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        for name in ("value_clip", "target_kl"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected 0 (off) or more, got {getattr(self, name)}")
+        for name in ("num_epochs", "num_minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("discount", "trace"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected [0, 1], got {getattr(self, name)}")
+
+
+class ActorCritic(nn.Module):
+    """Encoder, projection to the sequence width where needed, sequence model, two heads."""
+
+    def __init__(
+        self, config: RecurrentPPOConfig, action_space: spaces.Space[Any], encoder: nn.Module
+    ):
+        super().__init__()
+        width = config.sequence.d_model
+        d_out = int(encoder.d_out)  # type: ignore[arg-type]
+        self.encoder = encoder
+        self.project = nn.Identity() if d_out == width else nn.Linear(d_out, width)
+        self.sequence = build_sequence(config.sequence)
+        self.policy = PolicyHead(width, action_space, config.head_hidden)
+        self.value = ValueHead(width, config.head_hidden)
+
+    def forward(
+        self, obs: dict[str, Tensor], state: State, reset: Tensor
+    ) -> tuple[Distribution, Tensor, State]:
+        """Run windows (B, T); return the policy, values (B, T) and the last state."""
+        y, state = self.sequence(self.project(self.encoder(obs)), state, reset)
+        return self.policy(y), self.value(y), state
+
+    def step(
+        self, obs: dict[str, Tensor], state: State, reset: Tensor, cache: Cache
+    ) -> tuple[Distribution, Tensor, State]:
+        """Run one step (B)."""
+        y, state = self.sequence.step(self.project(self.encoder(obs)), state, reset, cache=cache)
+        return self.policy(y), self.value(y), state
+
+
+def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
+    """Average `x` over the rows that are `valid`; both (B, T)."""
+    return torch.where(valid, x, 0).sum() / valid.sum().clamp(min=1)
+
+
+def ppo_loss(
+    log_prob: Tensor,
+    log_prob_old: Tensor,
+    advantage: Tensor,
+    value: Tensor,
+    value_old: Tensor,
+    value_target: Tensor,
+    entropy: Tensor,
+    valid: Tensor,
+    *,
+    clip: float,
+    value_clip: float,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Clipped surrogate, value and entropy terms, each a mean over the valid rows of (B, T).
+
+    Returns the terms, all to be minimised, and detached diagnostics.
+    """
+    log_ratio = torch.where(valid, log_prob - log_prob_old, 0)
+    ratio = log_ratio.exp()
+    # eq. 7: the pessimistic bound of the clipped and the unclipped objective
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    error = (value - value_target).square()
+    if value_clip > 0:
+        near = value_old + (value - value_old).clamp(-value_clip, value_clip)
+        error = torch.maximum(error, (near - value_target).square())
+    losses = {
+        "policy_gradient": -masked_mean(surrogate, valid),
+        "value": 0.5 * masked_mean(error, valid),
+        "entropy": -masked_mean(entropy, valid),
+    }
+    with torch.no_grad():
+        metrics = {
+            # k3 estimator: unbiased, non-negative
+            "approx_kl": masked_mean(ratio - 1 - log_ratio, valid),
+            "clip_fraction": masked_mean(((ratio - 1).abs() > clip).float(), valid),
+        }
+    return losses, metrics
+
+
+def weighted_sum(losses: dict[str, Tensor], scale: LossScale) -> Tensor:
+    """Add the terms with their coefficients; the two sets of names must be equal."""
+    weights = vars(scale)
+    assert losses.keys() == weights.keys(), (sorted(losses), sorted(weights))
+    return sum((weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
+
+
+def explained_variance(value: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Return 1 - Var(target - value) / Var(target) over the valid rows; 0 if undefined."""
+    v, r = value[valid], target[valid]
+    if len(r) < 2:
+        return r.new_zeros(())
+    variance = r.var()
+    return torch.where(variance > 0, 1 - (r - v).var() / variance, 0)
+
+
+class RecurrentPPO:
+    """Actor-critic with memory, trained by PPO; an `Agent`.
+
+    Args:
+        config: hyper-parameters.
+        obs_space: flat Dict of one environment.
+        action_space: Discrete, MultiDiscrete or Box, of one environment.
+        total_steps: valid environment steps over which the learning rate is annealed.
+        seed: of the initial weights, the sampled actions and the minibatches.
+        device: where the network lives.
+        encoder: makes the encoder from the observation space; its module maps a dict of
+            (..., ) tensors to (..., d_out) and has the attribute `d_out`. None: `nets.Encoder`.
+    """
+
+    def __init__(
+        self,
+        config: RecurrentPPOConfig,
+        obs_space: spaces.Dict,
+        action_space: spaces.Space[Any],
+        *,
+        total_steps: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        encoder: EncoderFactory | None = None,
+    ):
+        self.config = config
+        self.total_steps = total_steps
+        self.steps_seen = 0
+        self.device = torch.device(device)
+        self.action_space = action_space
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            front = Encoder(obs_space, config.encoder) if encoder is None else encoder(obs_space)
+            self.network = ActorCritic(config, action_space, front).to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True
+        )
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.shuffle = torch.Generator().manual_seed(seed)
+        self._cache: Cache | None = None
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state for environments that are about to start."""
+        with torch.no_grad():
+            return self.network.sequence.initial_state(batch_size)
+
+    @torch.inference_mode()
+    def act(
+        self,
+        obs: dict[str, Tensor],
+        state: State,
+        is_first: Tensor,
+        reset: Tensor,
+        *,
+        explore: bool,
+    ) -> tuple[Tensor, dict[str, Tensor], State]:
+        """Choose actions; extras are `value` and `log_prob`, each (B,). See `Agent`."""
+        if self._cache is None:
+            self._cache = self.network.sequence.prepare_step()
+        policy, value, state = self.network.step(obs, state, reset, self._cache)
+        action = policy.sample(self.generator) if explore else policy.mode()
+        return action, {"value": value, "log_prob": policy.log_prob(action)}, state
+
+    def update(self, batch: Batch) -> Metrics:
+        """Run the epochs of one rollout of (B, T) rows; see `Agent`."""
+        config, step = self.config, batch.step
+        terminated = step.terminated
+        if config.truncation == "terminate":
+            terminated = terminated | step.truncated
+        advantage, target = generalized_advantage(
+            step.reward * config.reward_scale,
+            batch.extras["value"],
+            batch.value_tp1,
+            terminated,
+            step.truncated,
+            discount=config.discount,
+            trace=config.trace,
+        )
+        rate = self._set_learning_rate()
+        collected: list[dict[str, Tensor]] = []
+        for epoch in range(config.num_epochs):
+            for rows in self._minibatches(len(step.reward)):
+                collected.append(self._minibatch_step(batch, rows, advantage, target))
+            kl = collected[-1]["approx_kl"] if config.target_kl > 0 else None
+            if kl is not None and float(kl) > config.target_kl:
+                break
+        self._cache = None
+        self.steps_seen += int(step.valid.sum())
+        metrics = {
+            name: float(torch.stack([m[name] for m in collected]).mean()) for name in collected[0]
+        }
+        explained = explained_variance(batch.extras["value"], target, step.valid)
+        return metrics | {
+            "explained_variance": float(explained),
+            "learning_rate": rate,
+            "num_epochs": float(epoch + 1),
+        }
+
+    def _set_learning_rate(self) -> float:
+        left = 1.0
+        if self.config.anneal == "linear":
+            left = max(0.0, 1.0 - self.steps_seen / self.total_steps)
+        rate = self.config.learning_rate * left
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _minibatches(self, num_rows: int) -> Iterator[Tensor]:
+        """Split the environments, never the time, at random."""
+        order = torch.randperm(num_rows, generator=self.shuffle).to(self.device)
+        yield from order.chunk(min(self.config.num_minibatches, num_rows))
+
+    def _minibatch_step(
+        self, batch: Batch, rows: Tensor, advantage: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
+        config, step, valid = self.config, batch.step, batch.step.valid[rows]
+        # The state was stored at collection time and is not differentiated.
+        policy, value, _ = self.network(
+            {key: x[rows] for key, x in step.obs.items()},
+            take(batch.state, rows),
+            step.reset[rows],
+        )
+        adv = advantage[rows]
+        mean = masked_mean(adv, valid)
+        std = masked_mean((adv - mean).square(), valid).sqrt()
+        losses, metrics = ppo_loss(
+            policy.log_prob(step.action[rows]),
+            batch.extras["log_prob"][rows],
+            (adv - mean) / (std + 1e-8),
+            value,
+            batch.extras["value"][rows],
+            target[rows],
+            policy.entropy(),
+            valid,
+            clip=config.clip,
+            value_clip=config.value_clip,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        weighted_sum(losses, config.loss_scale).backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
+        self._require_finite(losses, norm)
+        self.optimizer.step()
+        return (
+            {f"{name}_loss": loss.detach() for name, loss in losses.items()}
+            | metrics
+            | {"grad_norm": norm.detach()}
+        )
+
+    def _require_finite(self, losses: dict[str, Tensor], norm: Tensor) -> None:
+        if bool(norm.isfinite()):
+            return
+        bad = [f"{name}_loss" for name, loss in losses.items() if not bool(loss.isfinite())]
+        raise NonFiniteLossError(
+            f"expected a finite update, got {', '.join(bad) or 'a gradient norm'} = NaN or "
+            f"infinity after {self.steps_seen} steps: lower agent.learning_rate or scale the "
+            "rewards; the last checkpoint is intact"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, optimiser moments, generators and the step counter."""
+        moments = self.optimizer.state_dict()["state"]
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": {str(i): dict(entry) for i, entry in moments.items()},
+            "generator": self.generator.get_state(),
+            "shuffle": self.shuffle.get_state(),
+            "steps_seen": self.steps_seen,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: keys or shapes differ; one line that names the first difference.
+        """
+        expected = {"network", "optimizer", "generator", "shuffle", "steps_seen"}
+        if state.keys() != expected:
+            raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(state)}")
+        own, given = self.network.state_dict(), state["network"]
+        for key in sorted(own.keys() | given.keys()):
+            a, b = own.get(key), given.get(key)
+            if a is None or b is None or a.shape != b.shape:
+                want = "nothing" if a is None else tuple(a.shape)
+                got = "nothing" if b is None else tuple(b.shape)
+                raise ValueError(f"weights do not fit: {key}: expected {want}, got {got}")
+        self.network.load_state_dict(given)
+        groups = self.optimizer.state_dict()["param_groups"]
+        moments = {int(i): entry for i, entry in state["optimizer"].items()}
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.generator.set_state(state["generator"].cpu())
+        self.shuffle.set_state(state["shuffle"].cpu())
+        self.steps_seen = int(state["steps_seen"])
+        self._cache = None
+
+
+def conforms(agent: RecurrentPPO) -> Agent:
+    """Let the type checker compare the agent with the protocol."""
+    return agent

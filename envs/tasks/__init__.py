@@ -1,0 +1,19 @@
+"""Diagnostic tasks with known best returns, as `statewise/<Name>-v0`."""
+
+import gymnasium
+
+TASKS = {
+    "statewise/MemoryChain-v0": "statewise.envs.tasks.memory_chain:MemoryChain",
+    "statewise/TMaze-v0": "statewise.envs.tasks.t_maze:TMaze",
+    "statewise/RepeatPrevious-v0": "statewise.envs.tasks.repeat_previous:RepeatPrevious",
+}
+"""Id -> the single environment; the vector environment beside it has `Vector` added."""
+
+
+def register() -> None:
+    """Make the ids known to gymnasium; calling it again changes nothing."""
+    for task_id, entry_point in TASKS.items():
+        if task_id not in gymnasium.registry:
+            gymnasium.register(
+                task_id, entry_point=entry_point, vector_entry_point=f"{entry_point}Vector"
+            )

@@ -1,0 +1,127 @@
+"""What the diagnostic tasks share: N episodes in numpy arrays, and a single-environment shell."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils.seeding import np_random
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from statewise.envs.protocol import Bools, EnvError
+
+
+def _refuse_options(options: dict[str, Any] | None) -> None:
+    if options:
+        raise EnvError(f"expected no reset options, got {options}: this task has none")
+
+
+class TaskVectorEnv(VectorEnv[Any, Any, Any], ABC):
+    """N episodes of one task, stepped together with NEXT_STEP auto-reset.
+
+    Environment i draws from its own generator, seeded with seed + i, so that it equals the
+    single environment with that seed. A subclass keeps everything else that changes in
+    `self.arrays`, first axis N.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own form
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+        "render_modes": [],
+    }
+
+    def __init__(
+        self,
+        num_envs: int,
+        obs_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        arrays: dict[str, NDArray[Any]],
+    ) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = obs_space, action_space
+        self.observation_space = batch_space(obs_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self.arrays = arrays
+        self.generators: list[np.random.Generator] = []
+        self._ended = np.zeros(num_envs, dtype=bool)
+
+    @abstractmethod
+    def start(self, which: NDArray[np.intp]) -> None:
+        """Begin a new episode in the environments with these indices."""
+
+    @abstractmethod
+    def advance(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], Bools]:
+        """Apply actions (N,); return rewards and terminated, fresh arrays (N,).
+
+        Rows whose episode is over may get any result.
+        """
+
+    @abstractmethod
+    def observe(self) -> NDArray[Any]:
+        """Return the current observations (N, ...), a fresh array."""
+
+    def reset(
+        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Start N episodes; without a seed the generators go on."""
+        _refuse_options(options)
+        if seed is not None or not self.generators:
+            first = [None] * self.num_envs if seed is None else seed
+            seeds = [first + i for i in range(self.num_envs)] if isinstance(first, int) else first
+            self.generators = [np_random(one)[0] for one in seeds]
+        self._ended = np.zeros(self.num_envs, dtype=bool)
+        self.start(np.arange(self.num_envs))
+        return self.observe(), {}
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.float32], Bools, Bools, dict[str, Any]]:
+        """Step all; an episode that ended in the last step starts anew instead."""
+        over = np.flatnonzero(self._ended)
+        reward, terminated = self.advance(actions)
+        if over.size:
+            reward[over], terminated[over] = 0.0, False
+            self.start(over)
+        self._ended = terminated.copy()
+        return self.observe(), reward, terminated, np.zeros_like(terminated), {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of all episodes and generators."""
+        generators = {str(i): g.bit_generator.state for i, g in enumerate(self.generators)}
+        arrays = {name: array.copy() for name, array in self.arrays.items()}
+        return {"arrays": arrays, "ended": self._ended.copy(), "generators": generators}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.generators = [np_random(0)[0] for _ in range(self.num_envs)]
+        for i, generator in enumerate(self.generators):
+            generator.bit_generator.state = state["generators"][str(i)]
+        for name, array in self.arrays.items():
+            array[...] = state["arrays"][name]
+        self._ended = state["ended"].copy()
+
+
+class TaskEnv(gymnasium.Env[Any, Any]):
+    """A single environment: the task with one episode and no auto-reset."""
+
+    def __init__(self, tasks: TaskVectorEnv) -> None:
+        self._tasks = tasks
+        self.observation_space = tasks.single_observation_space
+        self.action_space = tasks.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        _refuse_options(options)
+        super().reset(seed=seed)
+        self._tasks.generators = [self.np_random]
+        self._tasks.start(np.arange(1))
+        return self._tasks.observe()[0], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Act once; the episode must not be over."""
+        reward, terminated = self._tasks.advance(np.asarray(action)[None])
+        return self._tasks.observe()[0], float(reward[0]), bool(terminated[0]), False, {}

@@ -1,0 +1,170 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from statewise.training import plot
+from statewise.training.plot import aggregate, plot_runs
+from statewise.training.run import RunDirectory, RunError, write_json
+
+CONFIG = "system: ppo\nenv: {{id: {env}}}\nagent: {{sequence: {{kind: {kind}}}}}\n"
+
+
+def make(
+    path: Path,
+    points: list[tuple[int, float | None]],
+    *,
+    env: str = "popgym-X-v0",
+    kind: str = "s5",
+    preset: str | None = None,
+) -> Path:
+    manifest = {} if preset is None else {"preset": preset}
+    run = RunDirectory.create(path, CONFIG.format(env=env, kind=kind), manifest)
+    rows = [{"step": step, "wall_s": 1.0, plot.METRIC: value} for step, value in points]
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def texts(figure: plot.Figure) -> list[str]:
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def lines(figure: plot.Figure) -> list[list[list[float]]]:
+    return [np.asarray(line.get_xydata()).tolist() for line in figure.axes[0].get_lines()]
+
+
+def test_one_run_is_drawn_into_its_plots_folder_as_800_by_500_pixels(tmp_path: Path) -> None:
+    path = make(tmp_path / "run", [(10, 0.0), (20, 1.0)])
+    out = plot_runs([path])
+    assert out == path / "plots" / "learning_curve.png"
+    image = imread(out)
+    assert image.shape[:2] == (500, 800)
+    blue = np.array([0, 0x72, 0xB2]) / 255
+    assert (np.abs(image[..., :3] - blue).max(-1) < 0.02).sum() > 500
+
+
+def test_the_axes_are_labelled_and_the_title_names_the_environment(tmp_path: Path) -> None:
+    curve = plot._read_curve(make(tmp_path / "run", [(10, 0.0)], preset="ppo/x"))
+    figure = plot._plot_one(curve)
+    axes = figure.axes[0]
+    assert axes.get_title() == "popgym-X-v0"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("environment steps", "episode return")
+    assert texts(figure) == ["ppo/x, s5, training"]
+
+
+def test_points_without_a_return_are_left_out(tmp_path: Path) -> None:
+    path = make(tmp_path / "run", [(10, None), (20, 0.5), (30, math.nan), (40, 0.7)])
+    assert lines(plot._plot_one(plot._read_curve(path))) == [[[20, 0.5], [40, 0.7]]]
+
+
+def test_the_evaluation_is_a_dashed_line_at_its_mean(tmp_path: Path) -> None:
+    path = make(tmp_path / "run", [(10, 0.0), (20, 1.0)])
+    write_json(path / "eval.json", {"step": 20_000, "return_mean": 0.75, "return_ci95": [0.5, 1.0]})
+    figure = plot._plot_one(plot._read_curve(path))
+    line = figure.axes[0].get_lines()[1]
+    assert line.get_linestyle() == "--"
+    assert list(line.get_ydata()) == [0.75, 0.75]
+    assert texts(figure)[1:] == ["evaluation at 20,000 steps: 0.75", "its 95 % interval"]
+
+
+def test_an_evaluation_of_one_episode_has_no_interval_to_draw(tmp_path: Path) -> None:
+    path = make(tmp_path / "run", [(10, 0.0)])
+    write_json(path / "eval.json", {"step": 10, "return_mean": 1, "return_ci95": [math.nan] * 2})
+    assert len(texts(plot._plot_one(plot._read_curve(path)))) == 2
+
+
+def test_a_broken_evaluation_is_named(tmp_path: Path) -> None:
+    path = make(tmp_path / "run", [(10, 0.0)])
+    (path / "eval.json").write_text("{}")
+    with pytest.raises(RunError, match=r"eval\.json: expected step, return_mean and return_ci95"):
+        plot_runs([path])
+
+
+def test_several_runs_are_grouped_by_environment_preset_and_model(tmp_path: Path) -> None:
+    same = [(10, 0.0), (20, 1.0)]
+    paths = [
+        make(tmp_path / "a", same, kind="s5"),
+        make(tmp_path / "b", same, kind="gru"),
+        make(tmp_path / "c", same, kind="s5"),
+        make(tmp_path / "d", same, kind="s5", preset="ppo/y"),
+        make(tmp_path / "e", same, kind="s5", env="popgym-Z-v0"),
+    ]
+    figure = plot._plot_groups([plot._read_curve(path) for path in paths])
+    assert texts(figure) == [
+        "popgym-X-v0: ppo, s5 (2 runs, mean and range)",
+        "popgym-X-v0: ppo, gru",
+        "popgym-X-v0: ppo/y, s5",
+        "popgym-Z-v0: ppo, s5",
+    ]
+    assert figure.axes[0].get_title() == "popgym-X-v0, popgym-Z-v0"
+
+
+def test_two_runs_are_averaged_where_both_are_with_their_range(tmp_path: Path) -> None:
+    curves = [
+        plot._read_curve(make(tmp_path / "a", [(0, 0.0), (10, 1.0), (20, 2.0)])),
+        plot._read_curve(make(tmp_path / "b", [(5, 2.5), (15, 3.5), (99, 9.0)])),
+    ]
+    # The first run at 5 and 15 lies halfway between its points; so does the second at 10;
+    # at 20 the second is at 3.5 + 5 * 5.5 / 84.
+    last = 3.5 + 5 * 5.5 / 84
+    steps, mean, low, high = aggregate(curves)
+    assert steps.tolist() == [5, 10, 15, 20]
+    assert low.tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert high == pytest.approx([2.5, 3.0, 3.5, last])
+    assert mean == pytest.approx([1.5, 2.0, 2.5, (2 + last) / 2])
+
+
+def test_three_runs_get_the_interval_of_their_mean(tmp_path: Path) -> None:
+    curves = [
+        plot._read_curve(make(tmp_path / str(value), [(10, value)])) for value in (1.0, 2.0, 3.0)
+    ]
+    _, mean, low, high = aggregate(curves)
+    # standard error 1 / sqrt(3), t(2) = 4.3027
+    half = 4.3027 / math.sqrt(3)
+    assert (*mean, *low, *high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-4)
+
+
+def test_runs_that_share_no_step_are_refused(tmp_path: Path) -> None:
+    paths = [make(tmp_path / "a", [(10, 0.0)]), make(tmp_path / "b", [(20, 0.0)])]
+    with pytest.raises(RunError, match="have no step in common"):
+        plot_runs(paths, tmp_path / "x.png")
+
+
+def test_several_runs_are_drawn_where_asked_or_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [(10, 0.0), (20, 1.0)]
+    paths = [make(tmp_path / name, points) for name in ("a", "b")]
+    assert plot_runs(paths, tmp_path / "new" / "fig.svg").read_text().startswith("<?xml")
+    monkeypatch.chdir(tmp_path)
+    assert plot_runs(paths) == Path("learning_curves.png")
+    assert (tmp_path / "learning_curves.png").stat().st_size > 0
+
+
+def test_what_cannot_be_drawn_is_told_in_one_line(tmp_path: Path) -> None:
+    empty = make(tmp_path / "empty", [])
+    with pytest.raises(RunError, match=r"empty has no rollout/ep_rew_mean yet"):
+        plot_runs([empty])
+    with pytest.raises(RunError, match="at least one run"):
+        plot_runs([])
+    good = make(tmp_path / "good", [(10, 0.0)])
+    with pytest.raises(RunError, match=r"fig\.xyz: expected a suffix among .*png"):
+        plot_runs([good], tmp_path / "fig.xyz")
+    (tmp_path / "fig.png").mkdir()
+    with pytest.raises(RunError, match="cannot be written: Is a directory"):
+        plot_runs([good], tmp_path / "fig.png")
+    (good / "config.yaml").write_text("env: {}\n")
+    with pytest.raises(RunError, match=r"config\.yaml: expected system, env\.id"):
+        plot_runs([good])
+
+
+def test_no_figure_is_left_with_pyplot(tmp_path: Path) -> None:
+    plot_runs([make(tmp_path / "run", [(10, 0.0)])])
+    import matplotlib.pyplot as plt
+
+    assert plt.get_fignums() == []

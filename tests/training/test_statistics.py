@@ -1,0 +1,125 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from statewise.training import statistics
+from statewise.training.statistics import (
+    bootstrap_interval,
+    interquartile_mean,
+    mean_interval,
+    student_quantile,
+)
+
+# Quantiles at 0.975 from printed tables of Student's distribution.
+TABLE = {
+    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306,
+    9: 2.262, 10: 2.228, 15: 2.131, 20: 2.086, 25: 2.060, 30: 2.042, 40: 2.021, 60: 2.000,
+    120: 1.980, 1000: 1.962, 10**9: 1.960,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("df", "expected"), TABLE.items())
+def test_student_quantiles_agree_with_printed_tables(df: int, expected: float) -> None:
+    assert student_quantile(0.975, df) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("probability", [0.6, 0.9, 0.975, 0.9995])
+def test_student_quantiles_with_closed_forms(probability: float) -> None:
+    # df 1 is Cauchy's distribution; for df 2, P(T <= t) = 1/2 + t / (2 sqrt(2 + t^2)).
+    assert student_quantile(probability, 1) == pytest.approx(
+        math.tan(math.pi * (probability - 0.5)), rel=1e-9
+    )
+    u = 2 * probability - 1
+    assert student_quantile(probability, 2) == pytest.approx(
+        u * math.sqrt(2 / (1 - u**2)), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("probability", [0.9, 0.975, 0.995])
+@pytest.mark.parametrize("df", [199, 200])
+def test_series_and_expansion_meet_where_one_takes_over(probability: float, df: int) -> None:
+    z = statistics.NormalDist().inv_cdf(probability)
+    expanded = statistics._student_quantile_expanded(z, df)
+    assert student_quantile(probability, df) == pytest.approx(expanded, abs=1e-7)
+
+
+def test_mean_interval_by_hand() -> None:
+    # 1..5: mean 3, variance 10 / 4, standard error sqrt(2.5 / 5) = 0.70711, t(4) = 2.7764
+    mean, low, high = mean_interval([1, 2, 3, 4, 5])
+    assert mean == 3
+    assert (low, high) == pytest.approx((3 - 1.96324, 3 + 1.96324), abs=1e-4)
+
+
+def test_mean_interval_follows_the_level() -> None:
+    # two values 0, 2: standard error 1; t(1) at 0.75 is tan(pi / 4) = 1
+    assert mean_interval([0, 2], level=0.5) == pytest.approx((1, 0, 2))
+
+
+def test_one_value_has_no_interval() -> None:
+    mean, low, high = mean_interval([2.5])
+    assert mean == 2.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+@pytest.mark.parametrize(("values", "level"), [([], 0.95), ([1, 2], 1.0), ([1, 2], 0.0)])
+def test_mean_interval_refuses_nothing_and_impossible_levels(
+    values: list[float], level: float
+) -> None:
+    with pytest.raises(ValueError, match=r"expected values and a level in \(0, 1\)"):
+        mean_interval(values, level)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        (range(8), 3.5),  # 2 3 4 5
+        ([0, 0, 1, 100], 0.5),  # 0 1
+        ([5, 1, 3], 3),  # a quarter of three is none: all
+        ([7], 7),
+        ([-100, 1, 2, 3, 4, 5, 100], 3),  # one cut on each side: 1 2 3 4 5
+    ],
+)
+def test_interquartile_mean_by_hand(scores: list[float], expected: float) -> None:
+    assert interquartile_mean(list(scores)) == expected
+
+
+def test_interquartile_mean_pools_all_axes() -> None:
+    assert interquartile_mean(np.arange(8.0).reshape(2, 2, 2)) == 3.5
+    with pytest.raises(ValueError, match="at least one score"):
+        interquartile_mean([])
+
+
+def test_bootstrap_interval_is_that_of_all_equally_likely_draws() -> None:
+    values = [0.0, 1.0, 5.0]
+    every = [interquartile_mean(draw) for draw in itertools.product(values, repeat=3)]
+    low, high = np.quantile(every, [0.1, 0.9])
+    found = bootstrap_interval(values, np.random.default_rng(0), 20_000, level=0.8)
+    assert found.mean == 2
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_bootstrap_keeps_each_task_to_its_own_scores() -> None:
+    # Within a task all runs agree, so no draw can differ; pooled draws would.
+    values = np.tile([0.0, 10.0, 50.0], (4, 1))
+    expected = interquartile_mean(values)
+    assert bootstrap_interval(values, np.random.default_rng(0), 50) == (expected,) * 3
+
+
+def test_bootstrap_repeats_with_the_same_generator_state() -> None:
+    values = np.linspace(0, 1, 9)
+    a, b, c = (bootstrap_interval(values, np.random.default_rng(s), 20) for s in (1, 1, 2))
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("shape", "repetitions", "level"), [((0,), 10, 0.9), ((1, 1, 1), 10, 0.9), ((3,), 0, 0.9),
+                                        ((3,), 10, 1.0)]
+)  # fmt: skip
+def test_bootstrap_refuses_what_it_cannot_do(
+    shape: tuple[int, ...], repetitions: int, level: float
+) -> None:
+    with pytest.raises(ValueError, match="bootstrap_interval: expected"):
+        bootstrap_interval(np.zeros(shape), np.random.default_rng(0), repetitions, level)

@@ -1,0 +1,162 @@
+"""The on-policy loop: collect, update, log, checkpoint; stop and go on without losing anything."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from statewise.agents.recurrent_ppo import NonFiniteLossError, RecurrentPPO
+from statewise.data.step import Batch
+from statewise.envs.protocol import VectorEnv
+from statewise.training.checkpoint import save_checkpoint
+from statewise.training.collector import Collector
+from statewise.training.config import TrainConfig, dump_config
+from statewise.training.log import MetricLogger
+from statewise.training.progress import Progress
+from statewise.training.run import RunDirectory
+from statewise.training.seeding import Seeds
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was interrupted and has saved a checkpoint."""
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that it never hits a half-done update."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class OnlineTraining:
+    """One on-policy run, in a run directory or (`run` None) only in memory."""
+
+    def __init__(
+        self, config: TrainConfig, agent: RecurrentPPO, env: VectorEnv, run: RunDirectory | None
+    ):
+        self.config, self.agent, self.env, self.run = config, agent, env, run
+        self.collector = Collector(env, agent, config.rollout_steps, config.device)
+        self.steps = 0
+        self.num_updates = 0
+        self.seconds = {"collect": 0.0, "update": 0.0}
+        self.logger = None if run is None else MetricLogger(run)
+
+    def start(self) -> None:
+        """Begin a new run, with a checkpoint so that it can be resumed at any moment."""
+        self.collector.start(Seeds(self.config.seed).integer("env"))
+        self.save()
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        assert self.run is not None and self.logger is not None
+        self.agent.load_state_dict(state["agent"])
+        self.collector.load_state_dict(state["collector"])
+        self.steps, self.num_updates = state["steps"], state["num_updates"]
+        self.logger.close()
+        self.logger = MetricLogger.resume(self.run, state["logger"])
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self.run is None or self.logger is None:
+            return
+        state = {
+            "agent": self.agent.state_dict(),
+            "collector": self.collector.state_dict(),
+            "logger": self.logger.state_dict(),
+            "steps": self.steps,
+            "num_updates": self.num_updates,
+        }
+        save_checkpoint(
+            self.run.checkpoints_dir,
+            self.steps,
+            state,
+            dump_config(self.config),
+            self.config.checkpoint.keep,
+        )
+
+    def train(self, progress: Progress, until: int | None = None) -> None:
+        """Run to `total_steps` (or `until`) valid steps.
+
+        Raises:
+            Stopped: Ctrl-C; a checkpoint was saved.
+            NonFiniteLossError: the batch is in `bad_batch.safetensors` of the run.
+        """
+        end = self.config.total_steps if until is None else until
+        every = self.config.checkpoint.every_steps
+        try:
+            with _interruptible() as interrupted:
+                while self.steps < end and not interrupted.is_set():
+                    before = self.steps
+                    metrics = self._iterate()
+                    progress.update(self.steps, metrics.get("rollout/ep_rew_mean"))
+                    if self.steps // every > before // every and self.steps < end:
+                        self.save()
+                self.save()
+            if interrupted.is_set() and self.steps < end:
+                raise Stopped(f"stopped at {self.steps} steps, saved")
+        finally:
+            if self.logger is not None:
+                self.logger.close()
+
+    def _iterate(self) -> dict[str, float]:
+        begin = time.perf_counter()
+        rollout = self.collector.collect()
+        collected = time.perf_counter()
+        try:
+            losses = self.agent.update(rollout.batch)
+        except NonFiniteLossError:
+            self._keep_batch(rollout.batch)
+            raise
+        done = time.perf_counter()
+        self.steps += rollout.num_steps
+        self.num_updates += 1
+        self.seconds["collect"] += collected - begin
+        self.seconds["update"] += done - collected
+        metrics = (
+            self.collector.statistics
+            | {f"train/{name}": value for name, value in losses.items()}
+            | {
+                "time/fps": rollout.num_steps / (done - begin),
+                "time/total_timesteps": float(self.steps),
+                "time/collect_share": (collected - begin) / (done - begin),
+                "rollout/episodes": float(rollout.num_episodes),
+            }
+        )
+        if self.logger is not None:
+            self.logger.write(self.steps, metrics)
+        return metrics
+
+    def _keep_batch(self, batch: Batch) -> None:
+        if self.run is None:
+            return
+        step = batch.step._asdict()
+        obs = {f"obs.{key}": x.contiguous() for key, x in step.pop("obs").items()}
+        arrays = {key: x.contiguous() for key, x in step.items()}
+        save_file(obs | arrays, self.run.path / "bad_batch.safetensors")
+
+
+def seed_everything(config: TrainConfig) -> None:
+    """Set torch's threads and the global generators that third-party code may use."""
+    torch.set_num_threads(config.num_threads)
+    seed = Seeds(config.seed).integer("global")
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - for environments that draw from numpy's global state
