@@ -254,7 +254,9 @@ class RecurrentPPO:
         )
         rate = self._set_learning_rate()
         collected: list[dict[str, Tensor]] = []
-        for epoch in range(config.num_epochs):
+        num_epochs = 0
+        while num_epochs < config.num_epochs:
+            num_epochs += 1
             for rows in self._minibatches(len(step.reward)):
                 collected.append(self._minibatch_step(batch, rows, advantage, target))
             kl = collected[-1]["approx_kl"] if config.target_kl > 0 else None
@@ -269,7 +271,7 @@ class RecurrentPPO:
         return metrics | {
             "explained_variance": float(explained),
             "learning_rate": rate,
-            "num_epochs": float(epoch + 1),
+            "num_epochs": float(num_epochs),
         }
 
     def _set_learning_rate(self) -> float:

@@ -33,7 +33,7 @@ def _pad_components(logits: Tensor, nvec: tuple[int, ...]) -> Tensor:
     widest = max(nvec)
     if min(nvec) == widest:
         return logits.reshape(*logits.shape[:-1], len(nvec), widest)
-    parts = torch.split(logits, nvec, -1)
+    parts = torch.split(logits, list(nvec), -1)
     return torch.stack(
         [
             F.pad(part, (0, widest - n), value=-math.inf)

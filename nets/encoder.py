@@ -122,8 +122,8 @@ class Encoder(nn.Module):
 
     The channel axis of a picture is the shorter one of its first and last axis (the last if
     they are equal), so frame stacks of any depth below the picture's side work in both layouts.
-    All entries are joined (vectors, one-hot vectors, pictures; by name within each) and read by a fully connected network
-    with orthogonal weights of gain sqrt(2) and zero biases.
+    All entries are joined (vectors, one-hot vectors, pictures; by name within each) and read
+    by a fully connected network with orthogonal weights of gain sqrt(2) and zero biases.
 
     Args:
         obs_space: of one environment; every entry is a leaf space.
@@ -176,20 +176,21 @@ class Encoder(nn.Module):
         Returns:
             Features (..., d_out) in the dtype of the parameters.
         """
-        dtype = self.layers.linears[0].weight.dtype
-        parts = [_flatten(obs[key], axes, width).to(dtype) for key, axes, width in self._vectors]
+        parts = []
+        for key, num_axes, width in self._vectors:
+            x = _flatten(obs[key], num_axes, width)
+            parts.append(x if x.is_floating_point() else x.float())
         if self._indices:
-            parts.append(self._one_hot(obs, dtype))
-        for key, image in zip(self._image_keys, self.images, strict=True):
-            parts.append(image(obs[key]))
-        x = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return self.activation(self.layers(x))
+            parts.append(self._one_hot(obs))
+        parts += [image(obs[key]) for key, image in zip(self._image_keys, self.images, strict=True)]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return self.activation(self.layers(joined))
 
-    def _one_hot(self, obs: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    def _one_hot(self, obs: dict[str, Tensor]) -> Tensor:
         """Return the one-hot vectors of all indices, (..., number of categories)."""
         indices = [_flatten(obs[key], axes, width).long() for key, axes, width in self._indices]
         index = indices[0] if len(indices) == 1 else torch.cat(indices, -1)
         if index.shape[-1] > 1:
             index = index + self._starts
-        zeros = index.new_zeros((*index.shape[:-1], self._num_categories), dtype=dtype)
+        zeros = index.new_zeros((*index.shape[:-1], self._num_categories), dtype=torch.float32)
         return zeros.scatter_(-1, index, 1.0)

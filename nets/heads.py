@@ -9,9 +9,9 @@ Deviations: hidden layers have gain sqrt(2) where the paper's code has 2.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -94,10 +94,12 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., d_in) to (..., d_out)."""
-        first, *rest = self.linears
-        x = F.linear(x, first.weight, first.bias)
-        for linear in rest:
+        """Map (..., d_in) of any floating dtype to (..., d_out) in that of the parameters."""
+        layers = cast("Iterator[nn.Linear]", iter(self.linears))
+        first = next(layers)
+        weight = first.weight
+        x = F.linear(x.to(weight.dtype), weight, first.bias)
+        for linear in layers:
             x = F.linear(self.activation(x), linear.weight, linear.bias)
         return x
 

@@ -21,7 +21,7 @@ class GRULayer(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """Return zeros."""
-        return {"h": self.rnn.weight_hh_l0.new_zeros((batch_size, self.d_out))}
+        return {"h": self.rnn.all_weights[0][0].new_zeros((batch_size, self.d_out))}
 
     def forward(
         self, x: Tensor, state: State | None = None, reset: Tensor | None = None
@@ -51,10 +51,10 @@ class GRULayer(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[Tensor, State]:
         """Run one step; see `SequenceModel`."""
-        h, rnn = state["h"], self.rnn
+        h = state["h"]
         if reset is not None:
             h = torch.where(reset[:, None], h.new_zeros(()), h)
-        h = torch.gru_cell(x, h, rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0)
+        h = torch.gru_cell(x, h, *self.rnn.all_weights[0])
         return h, {"h": h}
 
 

@@ -21,7 +21,7 @@ class LSTMLayer(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """Return zeros."""
-        zeros = self.rnn.weight_hh_l0.new_zeros((batch_size, self.d_out))
+        zeros = self.rnn.all_weights[0][0].new_zeros((batch_size, self.d_out))
         return {"h": zeros, "c": zeros.clone()}
 
     def forward(
@@ -65,13 +65,11 @@ class LSTMLayer(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[Tensor, State]:
         """Run one step; see `SequenceModel`."""
-        h, c, rnn = state["h"], state["c"], self.rnn
+        h, c = state["h"], state["c"]
         if reset is not None:
             h = torch.where(reset[:, None], h.new_zeros(()), h)
             c = torch.where(reset[:, None], c.new_zeros(()), c)
-        h, c = torch.lstm_cell(
-            x, (h, c), rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0
-        )
+        h, c = torch.lstm_cell(x, (h, c), *self.rnn.all_weights[0])
         return h, {"h": h, "c": c}
 
 

@@ -95,12 +95,12 @@ class S5Layer(DiagonalLayer):
         )
         B = truncated_normal((N, d_model), N**-0.5, None)
         self.B = nn.Parameter(as_pairs(V.mH @ B.to(V.dtype)))
-        self.C = nn.Parameter(self._initial_C(d_model, N, V))
+        self.C = nn.Parameter(self._initial_output(d_model, N, V))
         self.log_step = nn.Parameter(
             log_uniform((P,), config.dt_min, config.dt_max).to(torch.get_default_dtype())
         )
 
-    def _initial_C(self, H: int, N: int, V: Tensor) -> Tensor:
+    def _initial_output(self, H: int, N: int, V: Tensor) -> Tensor:
         if self.config.c_init == "complex_normal":
             return torch.randn(H, V.shape[1], 2) * 0.5**0.5
         # The two scales differ by sqrt(H): the fan-in of one row, or of the whole array.

@@ -1,8 +1,8 @@
 """The Python interface: train a preset, load a run, act, go on learning, save.
 
-    agent = statewise.load("runs/first-light")
-    env = agent.make_env()
-    agent.predict(env.reset()[0])
+agent = statewise.load("runs/first-light")
+env = agent.make_env()
+agent.predict(env.reset()[0])
 """
 
 import dataclasses
@@ -366,5 +366,7 @@ def _go(training: OnlineTraining, quiet: bool) -> None:
     from rich.console import Console
 
     console = None if quiet else Console(stderr=True)
-    with Progress(training.config.total_steps, console=console, start_step=training.steps) as progress:
+    with Progress(
+        training.config.total_steps, console=console, start_step=training.steps
+    ) as progress:
         training.train(progress)

@@ -56,9 +56,9 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--episodes", type=_count, help="by default eval.episodes of the run")
     parser.add_argument("--num-envs", type=_count, help="by default eval.num_envs of the run")
-    parser.add_argument("--seed", type=int, help="by default the run's own evaluation seed")
+    parser.add_argument("--seed", type=_seed, help="by default the run's own evaluation seed")
     parser.add_argument("--actions", choices=("greedy", "sample"), help="by default the run's")
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="by default the newest")
+    parser.add_argument("--checkpoint", type=_seed, metavar="STEP", help="by default the newest")
     options = parser.parse_args(argv)
 
     from statewise.training.evaluate import evaluate_run
@@ -154,7 +154,14 @@ def _parser(
 
 
 def _count(text: str) -> int:
-    """Read an integer of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return _integer(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _integer(text, 0)
+
+
+def _integer(text: str, low: int) -> int:
+    if not text.isdecimal() or int(text) < low:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, got {text!r}")
     return int(text)

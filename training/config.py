@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,9 +117,9 @@ def preset_names() -> list[str]:
 
 
 def preset_about(name: str) -> str:
-    """Return the comment at the top of a preset: the task, what to expect, how long it takes."""
-    lines = (_preset_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    return " ".join(line.removeprefix("#").strip() for line in takewhile(_is_comment, lines))
+    """Return the first line of a preset: the task, what to expect, how long it takes."""
+    with (_preset_folder() / f"{name}.yaml").open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
 
 
 def load_preset(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -229,10 +228,6 @@ def _at_least(low: int, **values: int) -> None:
     for name, value in values.items():
         if value < low:
             raise ValueError(f"{name}: expected at least {low}, got {value}")
-
-
-def _is_comment(line: str) -> bool:
-    return line.startswith("#")
 
 
 def _preset_folder() -> Path:

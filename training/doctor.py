@@ -8,6 +8,7 @@ from importlib import metadata
 import gymnasium
 import numpy
 import torch
+from rich import box
 from rich.table import Table
 
 import statewise
@@ -25,7 +26,7 @@ def doctor_tables() -> list[Table]:
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:

@@ -5,12 +5,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from statewise.agents.build import AGENTS
-from statewise.envs.build import FAMILIES
+from statewise.envs.build import FAMILIES, find_family
 from statewise.ssm.build import SEQUENCES
 from statewise.training.config import load_preset, preset_about, preset_names
 
@@ -23,7 +24,7 @@ def listing_table(topic: str) -> RenderableType:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column(columns[0], no_wrap=True)
     for column in columns[1:]:
         table.add_column(column, overflow="fold")
@@ -31,10 +32,11 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _presets() -> Table:
-    table = _table("presets", "preset", "environment", "steps", "what")
+    table = _table("presets", "preset", "what")
     for name in preset_names():
-        config = load_preset(name)
-        table.add_row(name, config.env.id, f"{config.total_steps:,}", preset_about(name))
+        missing = find_family(load_preset(name).env.id).missing()
+        needs = f" Needs: {missing}" if missing else ""
+        table.add_row(name, preset_about(name) + needs)
     return table
 
 

@@ -28,23 +28,23 @@ class MetricsWarning(UserWarning):
 class MetricLogger:
     """Writes the metrics of one run.
 
+    Nothing is removed by making one: lines are appended.
+
     Args:
         run: where `metrics.jsonl` and `tb/` are.
-        start_step: 0 starts both anew; above 0, TensorBoard forgets what it has after this
-            step and metrics.jsonl is continued (`resume` cuts it first).
+        start_step: None for a new run; else the first step that this logger writes, at least
+            0: TensorBoard drops what it has from there on.
         wall_offset_s: seconds of training before this process, at least 0.
     """
 
     def __init__(
-        self, run: RunDirectory, *, start_step: int = 0, wall_offset_s: float = 0.0
+        self, run: RunDirectory, *, start_step: int | None = None, wall_offset_s: float = 0.0
     ) -> None:
-        self._step = start_step
+        self._next_step = start_step or 0
         self._start_s = time.monotonic() - wall_offset_s
-        self._file = run.metrics_path.open("ab" if start_step else "wb")
-        # What was logged at start_step itself belongs to the past that is kept.
-        purge_step = start_step + 1 if start_step else 0
+        self._file = run.metrics_path.open("ab")
         self._tensorboard: SummaryWriter = SummaryWriter(
-            str(run.tb_dir), purge_step=purge_step, flush_secs=_TB_FLUSH_S
+            str(run.tb_dir), purge_step=start_step, flush_secs=_TB_FLUSH_S
         )
 
     @classmethod
@@ -60,7 +60,7 @@ class MetricLogger:
             )
         elif size > offset:
             os.truncate(run.metrics_path, offset)
-        return cls(run, start_step=state["step"], wall_offset_s=state["wall_s"])
+        return cls(run, start_step=state["start_step"], wall_offset_s=state["wall_s"])
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step; NaN and infinities become null in metrics.jsonl.
@@ -69,8 +69,9 @@ class MetricLogger:
             step: environment steps so far, never lower than at the call before.
             metrics: numbers by name, `group/name`.
         """
-        assert step >= self._step, (step, self._step)
-        self._step = step
+        # The last step may be written twice, by training and by an evaluation after it.
+        assert step >= self._next_step - 1, (step, self._next_step)
+        self._next_step = step + 1
         wall_s = self._wall_s()
         row: dict[str, float | None] = {"step": step, "wall_s": round(wall_s, 3)}
         for name, value in metrics.items():
@@ -87,7 +88,11 @@ class MetricLogger:
         """
         os.fsync(self._file.fileno())
         self._tensorboard.flush()
-        return {"offset": self._file.tell(), "step": self._step, "wall_s": self._wall_s()}
+        return {
+            "offset": self._file.tell(),
+            "start_step": self._next_step,
+            "wall_s": self._wall_s(),
+        }
 
     def close(self) -> None:
         """Flush and close both."""

@@ -48,7 +48,7 @@ def _read_curve(path: Path) -> Curve:
     try:
         config = yaml.safe_load(run.config_path.read_bytes())
         env, kind = config["env"]["id"], config["agent"]["sequence"]["kind"]
-        preset = run.read_manifest().get("preset", config["system"])
+        preset = run.read_preset().removesuffix(".yaml") or config["system"]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise RunError(
             f"{run.config_path}: expected system, env.id and agent.sequence.kind"

@@ -263,6 +263,11 @@ class RunDirectory:
         """
         return read_json(self.manifest_path)
 
+    def read_preset(self) -> str:
+        """Return what stood after `statewise train` in the command, "" if nothing did."""
+        command = self.read_manifest().get("command", [])
+        return str(command[2]) if len(command) > 2 else ""
+
     @contextmanager
     def lock(self) -> Generator[None, None, None]:
         """Keep other processes from training in this run; released when the process dies.

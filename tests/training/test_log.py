@@ -73,13 +73,32 @@ def test_resume_drops_the_half_line_of_a_process_that_died(run: RunDirectory) ->
     assert without_wall(run) == [{"step": 10, "a/x": 1.0}, {"step": 20, "a/x": 2.0}]
 
 
-def test_a_run_that_starts_again_from_nothing_drops_everything(run: RunDirectory) -> None:
-    for value in (1.0, 2.0):
-        with MetricLogger(run) as log:
-            log.write(0, {"a/x": value})
-            log.write(10, {"a/x": value})
-    assert without_wall(run) == [{"step": 0, "a/x": 2.0}, {"step": 10, "a/x": 2.0}]
-    assert scalars(run, "a/x") == [(0, 2.0), (10, 2.0)]
+def test_resume_from_a_state_without_any_metrics_drops_everything(run: RunDirectory) -> None:
+    with MetricLogger(run) as log:
+        state = log.state_dict()
+        log.write(0, {"a/x": 99.0})
+        log.write(10, {"a/x": 99.0})
+    with MetricLogger.resume(run, state) as log:
+        log.write(0, {"a/x": 1.0})
+        log.write(10, {"a/x": 2.0})
+    assert without_wall(run) == [{"step": 0, "a/x": 1.0}, {"step": 10, "a/x": 2.0}]
+    assert scalars(run, "a/x") == [(0, 1.0), (10, 2.0)]
+
+
+def test_a_logger_that_writes_nothing_changes_nothing(run: RunDirectory) -> None:
+    with MetricLogger(run) as log:
+        log.write(10, {"a/x": 1.0})
+    MetricLogger(run).close()
+    assert without_wall(run) == [{"step": 10, "a/x": 1.0}]
+    assert scalars(run, "a/x") == [(10, 1.0)]
+
+
+def test_steps_do_not_go_back(run: RunDirectory) -> None:
+    with MetricLogger(run) as log:
+        log.write(10, {"a/x": 1.0})
+        log.write(10, {"a/y": 1.0})
+        with pytest.raises(AssertionError):
+            log.write(9, {"a/x": 1.0})
 
 
 def test_wall_time_goes_on_from_the_checkpoint(run: RunDirectory) -> None:

@@ -21,7 +21,7 @@ def make(
     kind: str = "s5",
     preset: str | None = None,
 ) -> Path:
-    manifest = {} if preset is None else {"preset": preset}
+    manifest = {} if preset is None else {"command": ["statewise", "train", preset]}
     run = RunDirectory.create(path, CONFIG.format(env=env, kind=kind), manifest)
     rows = [{"step": step, "wall_s": 1.0, plot.METRIC: value} for step, value in points]
     run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))

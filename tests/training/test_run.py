@@ -68,6 +68,16 @@ def test_a_damaged_manifest_is_reported_with_its_path(tmp_path: Path) -> None:
         run.read_manifest()
 
 
+@pytest.mark.parametrize(
+    ("command", "preset"), [(["statewise", "train", "ppo/x", "--seed", "1"], "ppo/x"), ([], "")]
+)
+def test_the_preset_is_read_from_the_command(
+    command: list[str], preset: str, tmp_path: Path
+) -> None:
+    run = RunDirectory.create(tmp_path, "", {"command": command})
+    assert run.read_preset() == preset
+
+
 def test_write_json_writes_null_for_what_json_cannot_say(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": [math.nan, 1.5], "b": (math.inf, {"c": -math.inf})})
     expected = {"a": [None, 1.5], "b": [None, {"c": None}]}
