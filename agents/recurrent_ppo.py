@@ -64,6 +64,7 @@ class RecurrentPPOConfig:
     target_kl: float = 0.0  # >= 0, stop the epochs beyond it; 0 = off
     reward_scale: float = 1.0  # > 0; make an episode worth about 1
     truncation: Literal["bootstrap", "terminate"] = "bootstrap"
+    normalize_advantage: Literal["rollout", "minibatch", "none"] = "minibatch"
     loss_scale: LossScale = field(default_factory=LossScale)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
@@ -117,6 +118,12 @@ class ActorCritic(nn.Module):
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
     """Average `x` over the rows that are `valid`; both (B, T)."""
     return torch.where(valid, x, 0).sum() / valid.sum().clamp(min=1)
+
+
+def standardize(x: Tensor, valid: Tensor) -> Tensor:
+    """Shift and scale `x` to mean 0 and deviation 1 over the rows that are `valid`; both (B, T)."""
+    mean = masked_mean(x, valid)
+    return (x - mean) / (masked_mean((x - mean).square(), valid).sqrt() + 1e-8)
 
 
 def ppo_loss(
@@ -252,6 +259,8 @@ class RecurrentPPO:
             discount=config.discount,
             trace=config.trace,
         )
+        if config.normalize_advantage == "rollout":
+            advantage = standardize(advantage, step.valid)
         rate = self._set_learning_rate()
         collected: list[dict[str, Tensor]] = []
         num_epochs = 0
@@ -299,12 +308,12 @@ class RecurrentPPO:
             step.reset[rows],
         )
         adv = advantage[rows]
-        mean = masked_mean(adv, valid)
-        std = masked_mean((adv - mean).square(), valid).sqrt()
+        if config.normalize_advantage == "minibatch":
+            adv = standardize(adv, valid)
         losses, metrics = ppo_loss(
             policy.log_prob(step.action[rows]),
             batch.extras["log_prob"][rows],
-            (adv - mean) / (std + 1e-8),
+            adv,
             value,
             batch.extras["value"][rows],
             target[rows],

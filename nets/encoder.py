@@ -56,19 +56,33 @@ def _picture_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return (first, middle, last) if first < last else (last, first, middle)
 
 
+def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
+    """Return the shape of a leaf space, () for Discrete."""
+    return space.shape or ()
+
+
 def _check(key: str, space: spaces.Space[Any]) -> None:
     """Raise ValueError unless the entry is a leaf space with something in it."""
     leaves = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    if not isinstance(space, leaves) or math.prod(space.shape) == 0:
+    if not isinstance(space, leaves) or math.prod(_shape(space)) == 0:
         raise ValueError(
             f"obs_space[{key!r}]: expected a non-empty Box, Discrete, MultiDiscrete or "
             f"MultiBinary space, got {space}: flatten or wrap the environment"
         )
 
 
-def _counts(space: spaces.Discrete | spaces.MultiDiscrete) -> list[int]:
-    """Return the number of categories of each component."""
-    return [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.flatten().tolist()
+def _counts(space: spaces.Space[Any]) -> list[int]:
+    """Return the number of categories of each index in a space; empty if it holds numbers."""
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return [int(n) for n in space.nvec.flatten()]
+    return []
+
+
+def _entries(leaves: dict[str, spaces.Space[Any]]) -> list[tuple[str, int, int]]:
+    """Return name, number of axes and number of elements of each entry."""
+    return [(key, len(_shape(s)), math.prod(_shape(s))) for key, s in leaves.items()]
 
 
 def _flatten(x: Tensor, num_axes: int, width: int) -> Tensor:
@@ -139,27 +153,27 @@ class Encoder(nn.Module):
         super().__init__()
         if not isinstance(obs_space, spaces.Dict) or not obs_space.spaces:
             raise ValueError(f"obs_space: expected a Dict with entries, got {obs_space}")
-        leaves = sorted(obs_space.spaces.items())
-        for key, space in leaves:
+        leaves = dict(sorted(obs_space.spaces.items()))
+        for key, space in leaves.items():
             _check(key, space)
-        indices = {k: s for k, s in leaves if isinstance(s, spaces.Discrete | spaces.MultiDiscrete)}
-        images = {k: s for k, s in leaves if is_image(s)}
-        vectors = {k: s for k, s in leaves if k not in indices and k not in images}
-        self._vectors = [(k, len(s.shape), math.prod(s.shape)) for k, s in vectors.items()]
-        self._indices = [(k, len(s.shape), math.prod(s.shape)) for k, s in indices.items()]
-        self._image_keys = list(images)
-        self.images = nn.ModuleList(_Image(s.shape, config) for s in images.values())
-        # All one-hot vectors lie side by side; each index is moved to the start of its own.
-        counts = [n for space in indices.values() for n in _counts(space)]
-        self.register_buffer("_starts", torch.tensor([0, *counts]).cumsum(0)[:-1], persistent=False)
+        counts = [n for space in leaves.values() for n in _counts(space)]
+        images = {key: s for key, s in leaves.items() if is_image(s)}
+        self._vectors = _entries(
+            {key: s for key, s in leaves.items() if key not in images and not _counts(s)}
+        )
+        self._indices = _entries({key: s for key, s in leaves.items() if _counts(s)})
         self._num_categories = sum(counts)
+        # All one-hot vectors lie side by side; each index is moved to the start of its own.
+        self.register_buffer("_starts", torch.tensor([0, *counts]).cumsum(0)[:-1], persistent=False)
+        self._image_keys = list(images)
+        self.images = nn.ModuleList(_Image(_shape(s), config) for s in images.values())
 
         self.d_out = config.hidden[-1]
+        d_in = sum(width for _, _, width in self._vectors)
+        d_in += self._num_categories + self.d_out * len(images)
         self.activation = ACTIVATIONS[config.activation]
         self.layers = mlp(
-            sum(width for _, _, width in self._vectors)
-            + self._num_categories
-            + self.d_out * len(images),
+            d_in,
             config.hidden[:-1],
             self.d_out,
             activation=config.activation,

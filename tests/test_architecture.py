@@ -71,7 +71,11 @@ def modules_after(code: str) -> set[str]:
 
 
 def field_reads() -> set[str]:
-    """Return every attribute that some source reads outside the checks of a dataclass."""
+    """Return every name that some source uses outside the checks of a dataclass.
+
+    That is attributes that are read, and keys of literal dictionaries: loss terms meet their
+    coefficients by name.
+    """
     found = set()
     for folder in MAY_IMPORT:
         for path in sources(folder):
@@ -89,6 +93,13 @@ def field_reads() -> set[str]:
                 and isinstance(node.ctx, ast.Load)
                 and node not in checks
             }
+            found |= {
+                str(key.value)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Dict)
+                for key in node.keys
+                if isinstance(key, ast.Constant)
+            }
     return found
 
 
@@ -101,7 +112,9 @@ def test_imports_point_downwards(folder: str) -> None:
 
 def test_an_upward_import_would_be_seen(tmp_path: Path) -> None:
     path = tmp_path / "planted.py"
-    path.write_text("def f():\n    from statewise.agents import build\n    import statewise.envs.x\n")
+    path.write_text(
+        "def f():\n    from statewise.agents import build\n    import statewise.envs.x\n"
+    )
     assert imported_folders(path) == {"agents", "envs"}
 
 

@@ -10,6 +10,7 @@ import numpy
 import torch
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 import statewise
 from statewise.kernels import dispatch, extension
@@ -30,7 +31,7 @@ def _table(title: str, rows: list[tuple[str, str]]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as Text: brackets of an extra are no markup
     return table
 
 

@@ -67,7 +67,8 @@ class OnlineTraining:
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        assert self.run is not None and self.logger is not None
+        assert self.run is not None
+        assert self.logger is not None
         self.agent.load_state_dict(state["agent"])
         self.collector.load_state_dict(state["collector"])
         self.steps, self.num_updates = state["steps"], state["num_updates"]

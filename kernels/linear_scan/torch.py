@@ -66,9 +66,7 @@ def _scan(
     return h, h[:, -1]
 
 
-def _complex(x: Tensor | None, pairs: bool, dtype: torch.dtype) -> Tensor | None:
-    if x is None:
-        return None
+def _complex(x: Tensor, pairs: bool, dtype: torch.dtype) -> Tensor:
     x = x.to(dtype)
     return torch.view_as_complex(x.contiguous()) if pairs else x
 
@@ -82,8 +80,8 @@ def forward(
 ) -> Forward:
     """Run the scan; see `op.linear_scan_pairs` for the shapes."""
     a_, b_, h0_ = (_complex(x, pairs, h0.dtype) for x in (a, b, h0))
-    assert a_ is not None and b_ is not None and h0_ is not None
-    h, last = _scan(a_, b_, h0_, reset, _complex(h_init, pairs, h0.dtype))
+    init = None if h_init is None else _complex(h_init, pairs, h0.dtype)
+    h, last = _scan(a_, b_, h0_, reset, init)
     return _real(h, pairs).to(b.dtype).contiguous(), _real(last, pairs).clone()
 
 
@@ -101,9 +99,7 @@ def backward(
     """Run the adjoint scan, which is the same scan reversed in time."""
     dtype = h0.dtype
     a_, g, g_last, h_, h0_ = (_complex(x, pairs, dtype) for x in (a, grad_h, grad_last, h, h0))
-    init = _complex(h_init, pairs, dtype)
-    assert a_ is not None and g is not None and g_last is not None
-    assert h_ is not None and h0_ is not None
+    init = None if h_init is None else _complex(h_init, pairs, dtype)
     varying = a_.dim() == h_.dim()
     # v_t = g_t + conj(a_{t+1}) v_{t+1}, nothing from t + 1 where it is a reset.
     g = torch.cat([g[:, :-1], (g[:, -1] + g_last)[:, None]], 1)
