@@ -74,7 +74,7 @@ def to_arrival(step: Step, *, previous: Step | None = None) -> Arrival:
         for name in ("valid", "terminated", "truncated", "action", "reward")
     )
     ended_tm1 = terminated_tm1 | truncated_tm1
-    follows = valid_tm1 & ~step.is_first & step.valid
+    follows = valid_tm1 & ~step.is_first & (step.valid | ended_tm1)
     return Arrival(
         action_in=_where(follows, action_tm1),
         reward_in=_where(follows, reward_tm1),

@@ -149,6 +149,7 @@ def test_configs_hold_no_python() -> None:
 def test_every_folder_is_linked_under_the_import_name() -> None:
     for folder in MAY_IMPORT:
         link = ROOT / "src" / PACKAGE / folder
+        assert link.is_dir(), f"src/{PACKAGE}/{folder}: expected a link to {folder}/"
         assert link.resolve() == ROOT / folder, f"src/{PACKAGE}/{folder} does not reach {folder}/"
 
 

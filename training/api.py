@@ -37,7 +37,8 @@ from statewise.training.config import (
     load_config,
     load_preset,
 )
-from statewise.training.online import OnlineTraining, seed_everything
+from statewise.training.online import OnlineTraining
+from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
 from statewise.training.run import RunDirectory, RunError, build_manifest
 from statewise.training.seeding import Seeds
@@ -167,7 +168,7 @@ class TrainedAgent:
     def learn(self, total_timesteps: int) -> "TrainedAgent":
         """Train for `total_timesteps` more environment steps, in memory, and return the agent."""
         config = dataclasses.replace(self.config, total_steps=total_timesteps)
-        seed_everything(config)
+        prepare_process(config)
         self.agent.total_steps = self.agent.steps_seen + total_timesteps
         env = self.make_vector_env(config.env.num_envs)
         try:
@@ -265,7 +266,7 @@ def load(
     """
     run = RunDirectory.open(Path(path))
     config = load_config(run.config_path)
-    trained = TrainedAgent(config, env=env, encoder=encoder, preset=_preset_of(run))
+    trained = TrainedAgent(config, env=env, encoder=encoder, preset=run.read_preset())
     _restore(trained, _read(run, checkpoint), run)
     return trained
 
@@ -288,11 +289,6 @@ def _restore(trained: TrainedAgent, state: dict[str, Any], run: RunDirectory) ->
         ) from error
 
 
-def _preset_of(run: RunDirectory) -> str:
-    command = run.read_manifest().get("command", [])
-    return str(command[2]) if len(command) > 2 else ""
-
-
 def _dotted(overrides: dict[str, Any]) -> dict[str, Any]:
     return {key.replace("__", "."): value for key, value in overrides.items()}
 
@@ -307,7 +303,7 @@ def run_training(
     quiet: bool = False,
 ) -> Path:
     """Train in a new run directory and return it."""
-    seed_everything(config)
+    prepare_process(config)
     trained = TrainedAgent(config, env=env, encoder=encoder)
     vector = trained.make_vector_env(config.env.num_envs)
     try:
@@ -344,7 +340,7 @@ def resume_training(
         )
     run = RunDirectory.open(path)
     config = load_config(run.config_path)
-    seed_everything(config)
+    prepare_process(config)
     with run.lock():
         state = _read(run, None)
         if "collector" not in state:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import save_file
 
 from statewise.agents.recurrent_ppo import NonFiniteLossError, RecurrentPPO
@@ -58,21 +56,21 @@ class OnlineTraining:
         self.steps = 0
         self.num_updates = 0
         self.seconds = {"collect": 0.0, "update": 0.0}
-        self.logger = None if run is None else MetricLogger(run)
+        self.logger: MetricLogger | None = None
 
     def start(self) -> None:
         """Begin a new run, with a checkpoint so that it can be resumed at any moment."""
+        if self.run is not None:
+            self.logger = MetricLogger(self.run)
         self.collector.start(Seeds(self.config.seed).integer("env"))
         self.save()
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         assert self.run is not None
-        assert self.logger is not None
         self.agent.load_state_dict(state["agent"])
         self.collector.load_state_dict(state["collector"])
         self.steps, self.num_updates = state["steps"], state["num_updates"]
-        self.logger.close()
         self.logger = MetricLogger.resume(self.run, state["logger"])
 
     def save(self) -> None:
@@ -153,11 +151,3 @@ class OnlineTraining:
         obs = {f"obs.{key}": x.contiguous() for key, x in step.pop("obs").items()}
         arrays = {key: x.contiguous() for key, x in step.items()}
         save_file(obs | arrays, self.run.path / "bad_batch.safetensors")
-
-
-def seed_everything(config: TrainConfig) -> None:
-    """Set torch's threads and the global generators that third-party code may use."""
-    torch.set_num_threads(config.num_threads)
-    seed = Seeds(config.seed).integer("global")
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - for environments that draw from numpy's global state

@@ -182,7 +182,7 @@ def test_continuous_actions_are_clipped() -> None:
 
 def test_disabled_autoreset_is_refused() -> None:
     vec = SyncVectorEnv([CountingEnv], autoreset_mode=AutoresetMode.DISABLED)
-    with pytest.raises(EnvError, match="NEXT_STEP or SAME_STEP, got .*DISABLED"):
+    with pytest.raises(EnvError, match=r"NEXT_STEP or SAME_STEP, got .*DISABLED"):
         GymnasiumVectorEnv(vec)
 
 

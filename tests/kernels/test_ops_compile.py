@@ -6,13 +6,15 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from statewise.kernels import discounted_scan, linear_scan, linear_scan_pairs
+from statewise.kernels.dispatch import available
 from tests.kernels.scan_cases import FAST_BACKENDS
 from tests.resets import pattern
 from tests.tolerance import assert_close
 
 
 @pytest.fixture(autouse=True)
-def _no_graphs_of_other_tests():
+def _loaded_kernels_and_no_graphs_of_other_tests():
+    assert available()["cpu"] == ""  # the ops below are called without the choice of a backend
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
