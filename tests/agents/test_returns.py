@@ -69,9 +69,7 @@ def test_lambda_returns_of_three_steps_worked_by_hand():
     # R_2 = 3 + 0.5*8 = 7 (the window ends: the full bootstrap).
     # R_1 = 2 + 0.5*(0.5*4 + 0.5*7) = 4.75; R_0 = 1 + 0.5*(0.5*2 + 0.5*4.75) = 2.6875.
     no_end = _flags(0, 0, 0)
-    target = lambda_return(
-        _row(1, 2, 3), _row(2, 4, 8), no_end, no_end, discount=0.5, trace=0.5
-    )
+    target = lambda_return(_row(1, 2, 3), _row(2, 4, 8), no_end, no_end, discount=0.5, trace=0.5)
     assert target.tolist() == [[2.6875, 4.75, 7.0]]
 
 
@@ -243,9 +241,7 @@ def test_with_trace_and_discount_one_the_return_of_an_episode_is_its_sum_of_rewa
         reward, values[:, :-1], values[:, 1:], terminated, truncated, discount=1.0, trace=1.0
     )
     torch.testing.assert_close(target, _row(10, 9, 7, 4))
-    returns = lambda_return(
-        reward, values[:, 1:], terminated, truncated, discount=1.0, trace=1.0
-    )
+    returns = lambda_return(reward, values[:, 1:], terminated, truncated, discount=1.0, trace=1.0)
     torch.testing.assert_close(returns, _row(10, 9, 7, 4))
 
 
@@ -308,7 +304,7 @@ def test_advantages_and_targets_carry_no_gradient_and_leave_the_inputs_alone():
     }
     advantage, target = _advantage(given, discount=0.9, trace=0.95)
     returns = _returns(given, discount=0.9, trace=0.95)
-    assert not (advantage.requires_grad or target.requires_grad or returns.requires_grad)
+    assert not any(value.requires_grad for value in (advantage, target, returns))
     assert all(torch.equal(given[key], before[key]) for key in before)
 
 

@@ -120,6 +120,15 @@ def test_only_the_current_episode_is_recorded() -> None:
             assert len(env.snapshot()["actions"]) == 0
 
 
+def test_a_caller_may_write_into_what_it_got() -> None:
+    env = MAKERS["sync"]()
+    obs, _ = env.reset(0)
+    before = obs["position"].copy()
+    obs["position"][:] = 77
+    resumed, _ = env.load_state_dict(env.state_dict())
+    assert np.array_equal(resumed["position"], before)
+
+
 def test_recorded_actions_survive_a_reused_action_array() -> None:
     env = ResumableEnv(gymnasium.make("Pendulum-v1"))
     env.reset(seed=0)
@@ -171,6 +180,8 @@ def test_environments_without_a_state_start_new_episodes() -> None:
         assert is_first.all()
         assert obs["position"].tolist() == resumed[0][0]["position"].tolist()
     assert resumed[0][0]["position"].tolist() != first["position"].tolist()
+    env.step(np.zeros(3, dtype=np.int64))
+    assert env.state_dict()["seed"] != state["seed"]  # a later stop, other episodes
 
 
 def test_previous_inputs_are_zero_where_new_episodes_start() -> None:

@@ -1,4 +1,4 @@
-"""Values of the linear scan: every backend against the loop, the loop against hand-worked numbers."""
+"""Values of the linear scan: every backend against the loop, the loop against numbers by hand."""
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ CASES = [
     Case(2, 127, 5, varying=False, reset="first", hold=True),
     Case(3, 127, 16, is_complex=True, reset="random", h0=False),
     Case(2, 100, 600, reset="staggered", h_init=True),
+    Case(2, 20, 600, is_complex=True, reset="staggered", h_init=True),
     Case(3, 1000, 16, reset="random", h_init=True),
     Case(2, 1000, 3, is_complex=True, varying=False, reset="staggered"),
     Case(4, 257, 130, is_complex=True, reset="all_false", h_init=True),

@@ -22,6 +22,7 @@ CASES = [
     Case(2, 65, 130, is_complex=True, reset="staggered", hold=True),
     Case(2, 127, 7, reset="none"),
     Case(2, 40, 600, reset="random", h_init=True),
+    Case(2, 20, 600, is_complex=True, varying=False, reset="staggered", h_init=True),
 ]
 
 
@@ -165,9 +166,7 @@ def test_the_past_of_a_reset_gets_exactly_no_gradient(backend, is_complex):
     reset[0, 17] = True
     options["reset"] = reset
     inputs = leaves(a, b, options)
-    h, h_last = linear_scan(
-        inputs["a"], inputs["b"], h0=inputs["h0"], reset=reset, backend=backend
-    )
+    h, h_last = linear_scan(inputs["a"], inputs["b"], h0=inputs["h0"], reset=reset, backend=backend)
     loss = (h[:, 17:].abs() ** 2).sum() + (h_last.abs() ** 2).sum()
     da, db, dh0 = torch.autograd.grad(loss, list(inputs.values()))
     assert (da[0, :18] == 0).all()  # a at the reset multiplies h_init, which is 0 here
@@ -249,7 +248,9 @@ def test_an_input_without_gradient_does_not_disturb_the_others(
         reset = named.pop("reset")
         unused = named[frozen].abs().sum() * 0
         named[frozen] = inputs[frozen]
-        h, h_last = linear_scan(named.pop("a"), named.pop("b"), reset=reset, **named, backend=backend)
+        h, h_last = linear_scan(
+            named.pop("a"), named.pop("b"), reset=reset, **named, backend=backend
+        )
         return h + unused, h_last
 
     actual = _gradients(run, a, b, options)

@@ -4,6 +4,8 @@ They are checked in float64 on every row of the table, on the layers' options an
 on stacks of two.
 """
 
+import itertools
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -141,7 +143,7 @@ def test_concatenated_episodes_equal_the_episodes_run_apart(name):
     y, _ = model(x, state, reset)
     for row in range(B):
         borders = [0, *[t for t in range(1, T) if reset[row, t]], T]
-        for begin, end in zip(borders[:-1], borders[1:], strict=True):
+        for begin, end in itertools.pairwise(borders):
             kept = begin == 0 and not reset[row, 0]
             own = take(state, torch.tensor([row])) if kept else model.initial_state(1)
             alone, _ = model(x[row : row + 1, begin:end], own)

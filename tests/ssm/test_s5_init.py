@@ -141,26 +141,26 @@ def test_the_output_has_the_size_of_the_input_at_the_start(width):
 
 @pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
 def test_the_discretisation_is_the_matrix_exponential_or_its_rational_form(discretization):
-    # One state: [A B; 0 0] exponentiated holds Abar and Bbar of the zero-order hold.
     layer = S5Layer(2, S5Config(discretization=discretization)).double()
     re, im = layer.eigenvalues()
-    A = torch.complex(re, im).detach()
-    dt = layer.log_step.detach().exp()
-    B = torch.view_as_complex(layer.B.detach())
+    A = torch.complex(re, im).detach()[0]
+    dt = layer.log_step.detach().exp()[0]
+    B = torch.view_as_complex(layer.B.detach())[0]
     system = layer.discretize()
-    a = torch.view_as_complex(system.a.detach().contiguous())
-    w = system.w_in.detach().unflatten(0, (-1, 2)).transpose(1, 2).contiguous()
-    b = torch.view_as_complex(w)
+    a = torch.view_as_complex(system.a.detach().contiguous())[0]
+    w_in = system.w_in.detach().unflatten(0, (-1, 2)).transpose(1, 2).contiguous()
     if discretization == "zoh":
-        block = torch.zeros(2, 2, dtype=torch.complex128)
-        block[0, 0], block[0, 1] = A[0], 1.0
-        exponential = torch.linalg.matrix_exp(dt[0] * block)
+        # exp(dt [A 1; 0 0]) = [Abar, (Abar - 1) / A; 0 1], summed as a power series.
+        block = dt * torch.stack([torch.stack([A, torch.ones_like(A)]), torch.zeros_like(B)])
+        exponential = sum(
+            torch.linalg.matrix_power(block, k) / math.factorial(k) for k in range(20)
+        )
         expected_a, gain = exponential[0, 0], exponential[0, 1]
     else:
-        half = dt[0] * A[0] / 2
-        expected_a, gain = (1 + half) / (1 - half), dt[0] / (1 - half)
-    torch.testing.assert_close(a[0], expected_a, rtol=1e-10, atol=1e-14)
-    torch.testing.assert_close(b[0], gain * B[0], rtol=1e-10, atol=1e-14)
+        half = dt * A / 2
+        expected_a, gain = (1 + half) / (1 - half), dt / (1 - half)
+    torch.testing.assert_close(a, expected_a, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(torch.view_as_complex(w_in)[0], gain * B, rtol=1e-12, atol=1e-14)
 
 
 def test_small_steps_do_not_lose_the_input_to_cancellation():

@@ -1,0 +1,256 @@
+"""The README is run: every command, the Python block, every row of its tables, every link.
+
+The text is the single source. What it shows is run as it stands, only smaller: `SHRINK` says
+what is added to a command or replaced in it, and `RUNS` which preset makes the runs that it
+names. A command or run that neither table knows fails, so that nothing unproven enters the text.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from statewise import __main__ as program
+from statewise.agents.build import AGENTS
+from statewise.envs.build import FAMILIES
+from statewise.ssm.build import SEQUENCES
+from statewise.training.config import load_config, load_preset
+from statewise.training.run import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOT_OURS = {".venv", "build", "dist", "runs"}
+# Long enough for an episode of every preset named here to end.
+STEPS = 240
+TINY = ["--total_steps", str(STEPS), "--rollout_steps", "64", "--env.num_envs", "4"]
+RUNS = {
+    "runs/first-light": "ppo/repeat_previous_easy",
+    "runs/second": "ppo/repeat_previous_easy",
+    "runs/ppo-cartpole-1": "ppo/cartpole",
+}
+PROGRAM = re.compile(r"(?:\.venv/bin/)?statewise$")
+
+
+def with_tiny_settings(words: list[str]) -> list[str]:
+    """Let training be short; the help and a resumed run take no settings."""
+    return words if {"--resume", "--help"} & set(words) else [*words, *TINY]
+
+
+def with_few_episodes(words: list[str]) -> list[str]:
+    return [*words, "--episodes", "2"]  # the last of two options wins
+
+
+def as_it_is(words: list[str]) -> list[str]:
+    return words
+
+
+SHRINK: dict[str, Callable[[list[str]], list[str]]] = {
+    "train": with_tiny_settings,
+    "eval": with_few_episodes,
+    "plot": as_it_is,
+    "list": as_it_is,
+    "doctor": as_it_is,
+}
+
+
+def fenced(language: str, text: str) -> Iterator[str]:
+    """Yield the fenced blocks of a language."""
+    for match in re.finditer(rf"^```(?:{language})\n(.*?)^```$", text, re.M | re.S):
+        yield match[1]
+
+
+def commands(text: str) -> list[str]:
+    """Return every command of a text: lines of shell blocks, and spans that begin like one."""
+    lines = [
+        line.removeprefix("$ ").partition(" #")[0].strip()
+        for block in fenced("bash|console|sh|shell", text)
+        for line in block.splitlines()
+    ]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    lines += [span for span in re.findall(r"`([^`\n]+)`", prose) if is_command(span)]
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def is_command(span: str) -> bool:
+    return " " in span and (span.startswith("make ") or bool(PROGRAM.match(span.split()[0])))
+
+
+def dry_run(line: str) -> list[str]:
+    """Return the recipe that `make` would run for a line, without running anything."""
+    words = shlex.split(line)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    result = subprocess.run(
+        ["make", "--dry-run", *words[1:]],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, f"{line}: {result.stderr.strip()}"
+    return [entry for entry in result.stdout.splitlines() if not entry.startswith("make")]
+
+
+def make_runs(words: list[str]) -> None:
+    """Train, in a moment, the runs that a command reads and that are not there yet."""
+    written = words[words.index("--run") + 1] if "--run" in words else None
+    for word in words:
+        if word.startswith("runs/") and word != written and not Path(word).exists():
+            assert word in RUNS, f"{word}: expected a run of {sorted(RUNS)}: say how it is made"
+            assert program.main(["train", RUNS[word], "--run", word, *TINY]) == 0
+    if "--resume" in words:  # what was stopped half way is a run with fewer steps than it wants
+        config = RunDirectory.open(Path(words[words.index("--resume") + 1])).config_path
+        text = config.read_text()
+        assert f"total_steps: {STEPS}\n" in text
+        config.write_text(text.replace(f"total_steps: {STEPS}\n", f"total_steps: {2 * STEPS}\n"))
+
+
+def run_statewise(line: str) -> None:
+    """Run one `statewise` command, shrunk, in the working directory."""
+    words = shlex.split(line)[1:]
+    assert words[0] in SHRINK, f"{line}: expected one of {sorted(SHRINK)}: say how it is shrunk"
+    make_runs(words)
+    try:
+        status = program.main(SHRINK[words[0]](words))
+    except SystemExit as stop:  # how argparse ends after the help
+        status = int(stop.code or 0)
+    assert status == 0, line
+
+
+def check_links(path: Path) -> list[str]:
+    """Return the links of a document that lead nowhere in the repository."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```$|`[^`\n]+`", "", text, flags=re.M | re.S)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    relative = [t.partition("#")[0] for t in targets if not re.match(r"[a-z]+:|#", t)]
+    return [target for target in relative if not (path.parent / target).exists()]
+
+
+def documents() -> list[Path]:
+    """Return every Markdown file of the project."""
+    return [
+        path
+        for path in sorted(ROOT.rglob("*.md"))
+        if not any(
+            part in NOT_OURS or part.startswith(".") for part in path.relative_to(ROOT).parts
+        )
+    ]
+
+
+def table_rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+MAKE_LINES = [line for line in commands(README) if line.startswith("make ")]
+STATEWISE_LINES = [line for line in commands(README) if not line.startswith("make ")]
+
+
+# --- commands
+
+
+@pytest.mark.parametrize("line", STATEWISE_LINES)
+def test_every_command_of_the_readme_runs(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_command(line), f"{line}: expected make or statewise: say how it is checked"
+    monkeypatch.chdir(tmp_path)
+    run_statewise(line)
+
+
+@pytest.mark.parametrize("line", MAKE_LINES)
+def test_every_make_target_of_the_readme_has_a_recipe(line: str) -> None:
+    assert dry_run(f"{line} --always-make")
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in MAKE_LINES if line.split()[1] in ("train", "results")]
+)
+def test_what_make_calls_runs(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = [entry for entry in dry_run(line) if PROGRAM.match(entry.split()[0])]
+    assert recipe
+    monkeypatch.chdir(tmp_path)
+    for entry in recipe:
+        run_statewise(entry)
+
+
+def test_the_two_commands_come_first() -> None:
+    assert next(fenced("bash", README)).split("\n") == ["make train", "make test", ""]
+    assert any("pytest" in entry for entry in dry_run("make test"))
+
+
+def test_a_train_command_leaves_a_run_where_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_statewise("statewise train ppo/cartpole")
+    assert load_config(Path("runs/ppo-cartpole-1/config.yaml")).env.id == "CartPole-v1"
+    for run, preset in RUNS.items():
+        assert load_preset(preset), run
+
+
+def test_an_unknown_command_or_run_is_not_taken_for_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError, match="say how it is shrunk"):
+        run_statewise("statewise dream")
+    with pytest.raises(AssertionError, match="say how it is made"):
+        run_statewise("statewise plot runs/unheard-of")
+
+
+def test_commands_are_found_in_blocks_and_in_spans() -> None:
+    text = "a `statewise list` b `runs/x`\n```bash\nmake lint  # all\n```\n```python\nx\n```\n"
+    assert commands(text) == ["make lint", "statewise list"]
+
+
+# --- Python
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = list(fenced("python", README))
+    assert len(blocks) == 1
+    code = re.sub(r"total_timesteps=[\d_]+", "total_timesteps=64", blocks[0])
+    monkeypatch.chdir(tmp_path)
+    make_runs(re.findall(r'load\("([^"]+)"\)', code))
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert {"agent", "action", "memory", "own"} <= set(names)
+    assert len(blocks[0].splitlines()) <= 12
+
+
+# --- what the tables and links say
+
+
+def test_the_readme_has_a_row_for_every_layer_and_agent() -> None:
+    rows = table_rows(README)
+    for name, page in [(n, r.page) for n, r in SEQUENCES.items()] + [
+        (n, r.page) for n, r in AGENTS.items()
+    ]:
+        assert any(f"`{name}`" in row and page in row for row in rows), f"no row for {name}"
+        assert (ROOT / page).is_file()
+
+
+def test_the_readme_has_a_row_for_every_family_of_environments() -> None:
+    for family in FAMILIES:
+        rows = [row for row in table_rows(README) if f"`{family.example}`" in row]
+        assert rows, f"no row for {family.example}"
+        assert family.extra is None or f"`{family.extra}`" in rows[0]
+
+
+def test_every_kernel_has_a_readme() -> None:
+    for folder in {path.parent for path in (ROOT / "kernels").glob("*/op.py")}:
+        assert (folder / "README.md").is_file(), f"{folder.name} has no README.md"
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(path: Path) -> None:
+    assert check_links(path) == []
+
+
+def test_a_dead_link_would_be_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("[a](page.md) [b](gone.md#x) [c](https://example.org) `[d](code.md)`\n")
+    assert check_links(page) == ["gone.md"]
