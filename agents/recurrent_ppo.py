@@ -10,7 +10,10 @@ with the stored reset flags. The stored state is a constant: it goes stale over 
 update, as in every recurrent PPO.
 
 Deviations: a truncated episode bootstraps from its final observation (`truncation: terminate`
-gives the release's behaviour); learning rate annealed by environment steps, per update.
+gives the release's behaviour); advantages are normalised over the whole rollout, not per
+minibatch, because a minibatch is a few whole sequences and its own scale makes solved tasks
+collapse (`normalize_advantage: minibatch` for parity); learning rate annealed by environment
+steps, per update.
 """
 
 from collections.abc import Callable, Iterator
@@ -64,7 +67,7 @@ class RecurrentPPOConfig:
     target_kl: float = 0.0  # >= 0, stop the epochs beyond it; 0 = off
     reward_scale: float = 1.0  # > 0; make an episode worth about 1
     truncation: Literal["bootstrap", "terminate"] = "bootstrap"
-    normalize_advantage: Literal["rollout", "minibatch", "none"] = "minibatch"
+    normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # over what
     loss_scale: LossScale = field(default_factory=LossScale)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
