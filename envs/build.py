@@ -1,7 +1,9 @@
 """From an id to a vector environment: the families of ids and how each is made."""
 
 import difflib
+import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,7 +117,7 @@ def _find_spec(env_id: str) -> EnvSpec:
 
 
 def _make_single(source: EnvSpec | Factory, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    """Make one environment; runs in the worker process under "async"."""
+    """Make one environment."""
     if isinstance(source, EnvSpec):
         env = gymnasium.make(source, disable_env_checker=True, **kwargs)
     else:
@@ -123,6 +125,14 @@ def _make_single(source: EnvSpec | Factory, kwargs: dict[str, Any]) -> gymnasium
     if not isinstance(env, gymnasium.Env):
         raise EnvError(f"expected the factory to return a gymnasium.Env, got {type(env).__name__}")
     return ResumableEnv(env)
+
+
+def _make_in_worker(source: EnvSpec | Factory, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """Make one environment in a process of its own; gymnasium also makes one in this process."""
+    if multiprocessing.parent_process() is not None:
+        # Ctrl-C reaches the whole process group; what it means is the trainer's decision.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return _make_single(source, kwargs)
 
 
 @contextmanager
@@ -154,7 +164,8 @@ def _resolve(config: EnvConfig, source: EnvSpec | Factory) -> Vectorization:
 def _vectorize(config: EnvConfig, source: EnvSpec | Factory) -> GymnasiumVectorEnv:
     how = _resolve(config, source)
     mode = AutoresetMode.NEXT_STEP if config.autoreset == "next_step" else AutoresetMode.SAME_STEP
-    makers = [partial(_make_single, source, config.kwargs)] * config.num_envs
+    make = _make_in_worker if how == "async" else _make_single
+    makers = [partial(make, source, config.kwargs)] * config.num_envs
     vec: GymnasiumVector[Any, Any, Any]
     if how == "sync":
         # copy=False: the adapter makes the one copy that is needed

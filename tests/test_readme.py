@@ -32,6 +32,7 @@ RUNS = {
     "runs/second": "ppo/repeat_previous_easy",
     "runs/ppo-cartpole-1": "ppo/cartpole",
 }
+TOOLS = {"mypy", "pre-commit", "python", "ruff"}  # other documents may call these, too
 PROGRAM = re.compile(r"(?:\.venv/bin/)?statewise$")
 
 
@@ -120,6 +121,21 @@ def run_statewise(line: str) -> None:
     assert status == 0, line
 
 
+def check_words(line: str) -> None:
+    """Check what can be checked of a command without running it."""
+    words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+    if words[0] == "make":
+        assert dry_run(f"{line} --always-make")
+    elif is_command(line):
+        assert words[1] in program.COMMANDS, f"{line}: no such command"
+        if words[1] == "train" and len(words) > 2 and not words[2].startswith("-"):
+            load_preset(words[2], words[3:])
+    else:
+        assert Path(words[0]).name in TOOLS or (ROOT / words[0]).is_file(), line
+        missing = [w for w in words if w.startswith("tests/") and not (ROOT / w).exists()]
+        assert not missing, f"{line}: no {missing}"
+
+
 def check_links(path: Path) -> list[str]:
     """Return the links of a document that lead nowhere in the repository."""
     text = path.read_text(encoding="utf-8")
@@ -145,6 +161,7 @@ def table_rows(text: str) -> list[str]:
 
 
 MAKE_LINES = [line for line in commands(README) if line.startswith("make ")]
+PAGES = [path for path in documents() if path != ROOT / "README.md"]
 STATEWISE_LINES = [line for line in commands(README) if not line.startswith("make ")]
 
 
@@ -204,6 +221,12 @@ def test_an_unknown_command_or_run_is_not_taken_for_proven(
 def test_commands_are_found_in_blocks_and_in_spans() -> None:
     text = "a `statewise list` b `runs/x`\n```bash\nmake lint  # all\n```\n```python\nx\n```\n"
     assert commands(text) == ["make lint", "statewise list"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_of_the_other_documents_could_run(path: Path) -> None:
+    for line in commands(path.read_text(encoding="utf-8")):
+        check_words(line)
 
 
 # --- Python

@@ -111,10 +111,14 @@ class OnlineTraining:
                         self.save()
                 self.save()
             if interrupted.is_set() and self.steps < end:
-                raise Stopped(f"stopped at {self.steps} steps, saved")
+                raise Stopped(self._how_to_go_on())
         finally:
             if self.logger is not None:
                 self.logger.close()
+
+    def _how_to_go_on(self) -> str:
+        where = "" if self.run is None else f", saved: statewise train --resume {self.run.path}"
+        return f"stopped at {self.steps} steps{where}"
 
     def _iterate(self) -> dict[str, float]:
         begin = time.perf_counter()

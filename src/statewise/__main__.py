@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"expected a command, got {name!r}: {hint}")
     try:
         return COMMANDS[name](rest)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
         return INTERRUPTED
     except _user_errors() as error:
         return _fail(str(error))
