@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt pyproject.toml
 PRESET ?= ppo/repeat_previous_easy
-RUN ?= runs/first-light
 JOBS ?= 2
 
 .PHONY: install train test lint results clean
@@ -21,6 +20,16 @@ $(VENV)/.installed: $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[popgym,classic,sb3,bench,dev]'
+	touch $@
+
+train: $(VENV)/.installed  ## train, evaluate and plot the default preset
+	@run=$$($(BIN)/statewise train $(PRESET)) && \
+	$(BIN)/statewise eval $$run --episodes 100 && \
+	curve=$$($(BIN)/statewise plot $$run) && \
+	printf '%s\n' "checkpoints:    $$run/checkpoints" "learning curve: $$curve"
+
+test: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt -e '.[popgym,classic,sb3,bench,dev]'
 	touch $@
 

@@ -15,8 +15,11 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import ninja
 import torch
 
 SOURCES = tuple(
@@ -60,18 +63,30 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
 
 
+@contextmanager
+def _ninja_on_path() -> Iterator[None]:
+    """Let torch find the ninja of this environment, also where the environment is not activated."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join((ninja.BIN_DIR, before))
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
 def _build(folder: Path) -> None:
     from torch.utils import cpp_extension
 
     # A build that was killed leaves this file behind, and the next one would wait for it forever.
     (folder / "lock").unlink(missing_ok=True)
-    cpp_extension.load(
-        name="statewise_cpu",
-        sources=[str(source) for source in SOURCES],
-        extra_cflags=list(FLAGS),
-        build_directory=str(folder),
-        is_python_module=False,
-    )
+    with _ninja_on_path():
+        cpp_extension.load(
+            name="statewise_cpu",
+            sources=[str(source) for source in SOURCES],
+            extra_cflags=list(FLAGS),
+            build_directory=str(folder),
+            is_python_module=False,
+        )
 
 
 def _load_or_build(*, retry: bool) -> str:

@@ -23,7 +23,7 @@ from statewise.training.run import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NOT_OURS = {".venv", "build", "dist", "runs"}
+NOT_OURS = {"build", "dist", "runs"}
 # Long enough for an episode of every preset named here to end.
 STEPS = 240
 TINY = ["--total_steps", str(STEPS), "--rollout_steps", "64", "--env.num_envs", "4"]
@@ -147,13 +147,11 @@ def check_links(path: Path) -> list[str]:
 
 def documents() -> list[Path]:
     """Return every Markdown file of the project."""
-    return [
-        path
-        for path in sorted(ROOT.rglob("*.md"))
-        if not any(
-            part in NOT_OURS or part.startswith(".") for part in path.relative_to(ROOT).parts
-        )
-    ]
+    found: list[Path] = []
+    for folder, inner, files in os.walk(ROOT):
+        inner[:] = [name for name in inner if name not in NOT_OURS and not name.startswith(".")]
+        found += [Path(folder) / name for name in files if name.endswith(".md")]
+    return sorted(found)
 
 
 def table_rows(text: str) -> list[str]:

@@ -181,18 +181,24 @@ class TrainedAgent:
         return self
 
     def save(self, path: str | Path) -> Path:
-        """Write the agent where `load` finds it; an existing folder is added to."""
+        """Write the agent where `load` finds it, in place of one that was saved there before.
+
+        Raises:
+            RunError: the folder is a training run, or holds something else.
+        """
         path = Path(path)
         config_text = dump_config(self.config)
         if path.is_dir() and any(path.iterdir()):
             run = RunDirectory.open(path)
+            if run.metrics_path.exists():
+                raise RunError(f"{path} is a training run, which resumes: save to another folder")
         else:
             manifest = build_manifest(
                 ["statewise", "train", self.preset], self.config.seed, self.config.device, "episode"
             )
             run = RunDirectory.create(path, config_text, manifest)
         state = {"agent": self.agent.state_dict()}
-        save_checkpoint(run.checkpoints_dir, self.step, state, config_text, 1_000_000)
+        save_checkpoint(run.checkpoints_dir, self.step, state, config_text, keep=1)
         return path
 
 

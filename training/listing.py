@@ -1,9 +1,6 @@
 """What `statewise list` shows: the literal tables of the folders, and what is installed."""
 
 from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
-from importlib.resources import files
-from typing import Any
 
 from rich import box
 from rich.console import RenderableType
@@ -51,11 +48,7 @@ def _agents() -> Table:
 
 
 def _world_models() -> RenderableType:
-    if not (files("statewise") / "worldmodels" / "build.py").is_file():
-        return Text("worldmodels: none in this version")
-    table: dict[str, Any] = import_module("statewise.worldmodels.build").WORLD_MODELS
-    rows = [(name, row.about, row.page) for name, row in table.items()]
-    return _table("worldmodels", ("model", "what", "page"), rows)
+    return Text("worldmodels: none in this version")
 
 
 def _envs() -> Table:

@@ -1,0 +1,83 @@
+"""The process of one job: `python -m statewise.bench.worker JSON`; the answer is a line of JSON.
+
+Not for users: `statewise bench` and `statewise reproduce` start it.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from importlib import import_module
+
+import torch
+
+from statewise.bench.process import Answer, Job
+
+# Imported when asked for: the process of one system should hold nothing of the others.
+JOBS = {
+    "scan": "statewise.bench.scan_systems",
+    "ppo": "statewise.bench.ppo_systems",
+    "update": "statewise.bench.update_systems",
+    "arm": "statewise.bench.arm",
+}
+PEERS = ("jax", "jaxlib", "sb3_contrib", "stable_baselines3")
+INSTALL = "pip install 'statewise[bench]'"
+
+
+def run_job(job: Job) -> Answer:
+    """Run a job in this process.
+
+    Returns:
+        Its answer; {"error": text} for what a user can cause, {"missing": text} where a peer
+        is not installed, with the line that installs it.
+    """
+    run = import_module(JOBS[job["kind"]]).run_job
+    try:
+        answer: Answer = run(job)
+    except _user_errors() as error:
+        return {"error": str(error)}
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in PEERS:
+            raise
+        return {"missing": f"{error.name} is not installed: {INSTALL}"}
+    return answer
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from statewise.envs.protocol import EnvError
+    from statewise.kernels.dispatch import BackendError
+    from statewise.training.checkpoint import CheckpointError
+    from statewise.training.run import RunError
+    from statewise.training.schema import ConfigError
+
+    return (ConfigError, EnvError, CheckpointError, BackendError, RunError)
+
+
+def _watch_parent(parent: int) -> None:
+    """Stop, as after Ctrl-C, when the parent has died: nobody would take the answer."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def main(argv: list[str]) -> int:
+    """Take a job from the command line, keep to its threads, and write the answer."""
+    job = json.loads(argv[0])
+    threads = int(job["threads"])
+    if job.get("pin"):
+        # XLA has no other limit on its threads; every system gets the same.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    torch.set_num_threads(threads)
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        answer = run_job(job)
+    except KeyboardInterrupt:
+        return 130
+    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
