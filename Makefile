@@ -19,7 +19,17 @@ $(VENV)/.installed: $(CONSTRAINTS)
 	$(BIN)/python -m statewise.kernels
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed-test  ## all tests
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[popgym,classic,sb3,bench,dev]'
+	touch $@
+
+train: $(VENV)/.installed  ## train, evaluate and plot the default preset
+	@run=$$($(BIN)/statewise train $(PRESET)) && \
+	$(BIN)/statewise eval $$run --episodes 100 && \
+	curve=$$($(BIN)/statewise plot $$run) && \
+	printf '%s\n' "checkpoints:    $$run/checkpoints" "learning curve: $$curve"
+
+test: $(VENV)/.installed-test  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: $(VENV)/.installed-test  ## format check, lint, types
