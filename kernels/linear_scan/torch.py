@@ -49,19 +49,15 @@ def _scan(
         states.append(state)
         decays.append(decay)
     local, factor = torch.stack(states, 2), torch.stack(decays, 2)
-    if passed:
-        factor = torch.where(torch.stack(passed, 2)[..., None], 0, factor)
+    blocked = torch.stack(passed, 2)[..., None] if passed else torch.tensor(False)
+    blocked = blocked.to(local.device).expand(*local.shape[:3], 1)
     carry, carries = h0, []
-    blocked = None if not passed else torch.stack(passed, 2)[..., None]
     for k in range(local.shape[1]):
         carries.append(carry)
-        carried = factor[:, k, -1] * carry
-        if blocked is not None:
-            carried = torch.where(blocked[:, k, -1], 0, carried)
+        carried = torch.where(blocked[:, k, -1], 0, factor[:, k, -1] * carry)
         carry = local[:, k, -1] + carried
-    carried = factor * torch.stack(carries, 1)[:, :, None]
-    if blocked is not None:
-        carried = torch.where(blocked, 0, carried)
+    # A selection, not a product with 0: what is beyond a reset may be infinite.
+    carried = torch.where(blocked, 0, factor * torch.stack(carries, 1)[:, :, None])
     h = (local + carried).flatten(1, 2)[:, :T]
     return h, h[:, -1]
 
