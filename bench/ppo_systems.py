@@ -77,8 +77,8 @@ def _run_recurrent_ppo(job: Job, clock: Clock) -> tuple[list[int], int]:
         device="cpu",
         seed=0,
     )
-    model.collect_rollouts = clock.timed("collect", model.collect_rollouts)
-    model.train = clock.timed("update", model.train)
+    model.collect_rollouts = clock.timed("collect", model.collect_rollouts)  # type: ignore[method-assign]
+    model.train = clock.timed("update", model.train)  # type: ignore[method-assign]
     per_iteration = num_envs * rollout
     model.learn(total_timesteps=per_iteration * job["iterations"])
     env.close()

@@ -99,9 +99,7 @@ def _run_rounds(
     return timings
 
 
-def _job(
-    options: ScanOptions, system: str, threads: int, cases: list[Any], *, check: bool
-) -> Job:
+def _job(options: ScanOptions, system: str, threads: int, cases: list[Any], *, check: bool) -> Job:
     return {
         "kind": "scan",
         "system": system,

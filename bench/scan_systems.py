@@ -75,9 +75,7 @@ def _scan(inputs: Inputs, backend: Backend) -> Prepared:
 
 def _addcmul(inputs: Inputs) -> Prepared:
     out = torch.empty_like(inputs.b)
-    return Prepared(
-        lambda: torch.addcmul(inputs.b, inputs.a, inputs.grad, out=out), None, None
-    )
+    return Prepared(lambda: torch.addcmul(inputs.b, inputs.a, inputs.grad, out=out), None, None)
 
 
 def _recurrent(inputs: Inputs, make: Callable[..., nn.RNNBase]) -> Prepared:
@@ -115,7 +113,7 @@ def _jax(inputs: Inputs, scan: Callable[[Any, Any], Any]) -> Prepared:
         return h, da, db
 
     return Prepared(
-        lambda: forward(a, b).block_until_ready(),
+        lambda: jax.block_until_ready(forward(a, b)),
         lambda: jax.block_until_ready(both(a, b, grad)),
         arrays,
     )
@@ -182,7 +180,9 @@ def refusal(prepared: Prepared, inputs: Inputs) -> str:
     return ""
 
 
-def _timed_modes(prepared: Prepared, modes: list[str]) -> Iterator[tuple[str, Callable[[], object]]]:
+def _timed_modes(
+    prepared: Prepared, modes: list[str]
+) -> Iterator[tuple[str, Callable[[], object]]]:
     if "forward" in modes:
         yield "forward", prepared.forward
     if "forward+backward" in modes and prepared.forward_backward is not None:

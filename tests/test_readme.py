@@ -5,17 +5,23 @@ what is added to a command or replaced in it, and `RUNS` which preset makes the 
 names. A command or run that neither table knows fails, so that nothing unproven enters the text.
 """
 
+import json
 import os
 import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from statewise import __main__ as program
 from statewise.agents.build import AGENTS
+from statewise.bench import claims, worker
+from statewise.bench import ppo as bench_ppo
+from statewise.bench import scan as bench_scan
 from statewise.envs.build import FAMILIES
 from statewise.ssm.build import SEQUENCES
 from statewise.training.config import load_config, load_preset
@@ -49,12 +55,47 @@ def as_it_is(words: list[str]) -> list[str]:
     return words
 
 
+def with_quick_sizes(words: list[str]) -> list[str]:
+    return [*words, "--quick"]
+
+
+def with_a_tiny_claim(words: list[str]) -> list[str]:
+    """Put in the place of the claim, or of all of them, the same with one arm and few steps."""
+    [name] = {word for word in words if word in {*claims.claim_names(), "--all"}}
+    claim = claims.load_claim(claims.claim_names()[0] if name == "--all" else name)
+    tiny = {
+        "title": claim.title,
+        "statement": claim.statement,
+        "seeds": [1],
+        "episodes": 2,
+        "actions": claim.actions,
+        "arms": [
+            {
+                "name": "s5",
+                "preset": RUNS["runs/first-light"],
+                "overrides": {"total_steps": STEPS, "rollout_steps": 64, "env.num_envs": 4},
+            }
+        ],
+        "checks": [{"arm": "s5", "statistic": "mean", "at_least": -10}],
+    }
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
+    return ["tiny.yaml" if word == name else word for word in words]
+
+
+def run_job_here(job: dict[str, Any], **_: str) -> dict[str, Any]:
+    """Run a job of a benchmark without the process that it would get: starting one takes long."""
+    answer: dict[str, Any] = json.loads(json.dumps(worker.run_job(json.loads(json.dumps(job)))))
+    return answer
+
+
 SHRINK: dict[str, Callable[[list[str]], list[str]]] = {
     "train": with_tiny_settings,
     "eval": with_few_episodes,
     "plot": as_it_is,
     "list": as_it_is,
     "doctor": as_it_is,
+    "bench": with_quick_sizes,
+    "reproduce": with_a_tiny_claim,
 }
 
 
@@ -172,6 +213,8 @@ def test_every_command_of_the_readme_runs(
 ) -> None:
     assert is_command(line), f"{line}: expected make or statewise: say how it is checked"
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_scan, "launch", run_job_here)
+    monkeypatch.setattr(bench_ppo, "launch", run_job_here)
     run_statewise(line)
 
 

@@ -41,7 +41,8 @@ TASKS: dict[str, dict[str, Any]] = {
 # the program, at the n-th call of a function. One start of the interpreter serves all of them.
 RUNNER = """
 import json, os, signal, sys
-import torch
+import popgym, torch
+import torch._dynamo  # torch's optimisers import it when they are first made
 torch.set_num_threads(1)
 from statewise.__main__ import main
 from statewise.envs.vector import GymnasiumVectorEnv
@@ -78,7 +79,9 @@ print(json.dumps([run(*job) for job in json.loads(sys.argv[1])]))
 """
 
 
-def write_preset(folder: Path, task: str, total_steps: int = 700, **changes: Any) -> Path:
+def write_preset(
+    folder: Path, task: str, total_steps: int = 700, *, every_steps: int = 90, **changes: Any
+) -> Path:
     """Write a preset that trains in a second, with a checkpoint every few rollouts."""
     preset = {
         "system": "ppo",
@@ -93,7 +96,7 @@ def write_preset(folder: Path, task: str, total_steps: int = 700, **changes: Any
             "sequence": {"kind": "s5", "num_layers": 1, "d_model": 8},
             "head_hidden": [8],
         },
-        "checkpoint": {"every_steps": 90, "keep": 3},
+        "checkpoint": {"every_steps": every_steps, "keep": 3},
     }
     path = folder / f"{task}.yaml"
     path.write_text(yaml.safe_dump(preset))
@@ -191,45 +194,59 @@ def damage_missing(checkpoint: Path) -> None:
 # --- killed
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
-def test_a_run_killed_again_and_again_ends_like_one_left_alone(task: str, tmp_path: Path) -> None:
-    preset = write_preset(tmp_path, task)
+def kills(task: str) -> list[tuple[str, int] | None]:
+    """Draw moments: in the first rollout, an update, between the two, and inside checkpoints."""
     draw = random.Random(task)
-    # before the first update, in the middle of a rollout, of an update, of a checkpoint
-    kills = [
+    return [
         ("step", draw.randint(1, 16)),
         ("backward", draw.randint(5, 20)),
-        ("write", draw.randint(5, 12)),
-        ("fsync", draw.randint(5, 12)),
-        ("rename", draw.randint(1, 3)),
-        ("step", draw.randint(60, 120)),
+        ("write", draw.randint(3, 5)),
+        ("fsync", draw.randint(3, 8)),
+        ("rename", 1),
+        ("step", draw.randint(5, 25)),
         None,
     ]
-    jobs: list[Any] = [(["train", str(preset), "--run", "killed"], kills[0])]
-    jobs += [(["train", "--resume", "killed"], kill) for kill in kills[1:]]
-    jobs += [(["train", str(preset), "--run", "whole"], None)]
-    assert run_jobs(jobs, tmp_path) == [-signal.SIGKILL] * 6 + [0, 0]
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
-    assert len(curves(tmp_path / "whole")) > 20
 
 
-def test_the_same_seed_in_another_process_gives_the_same_run(tmp_path: Path) -> None:
-    preset = write_preset(tmp_path, "popgym", total_steps=200)
-    assert run_jobs([(["train", str(preset), "--run", "there"], None)], tmp_path) == [0]
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make, for every task, a run that was killed six times and one that was left alone."""
+    pytest.importorskip("popgym")
+    folder = tmp_path_factory.mktemp("killed")
+    jobs: list[Any] = []
+    for task in TASKS:
+        preset = str(write_preset(folder, task))
+        first, *others = kills(task)
+        jobs.append((["train", preset, "--run", f"{task}-killed"], first))
+        jobs += [(["train", "--resume", f"{task}-killed"], kill) for kill in others]
+        jobs.append((["train", preset, "--run", f"{task}-whole"], None))
+    assert run_jobs(jobs, folder) == ([-signal.SIGKILL] * 6 + [0, 0]) * len(TASKS)
+    return folder
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_a_run_killed_again_and_again_ends_like_one_left_alone(task: str, killed: Path) -> None:
+    assert_same_run(killed / f"{task}-killed", killed / f"{task}-whole")
+    rows = curves(killed / f"{task}-whole")
+    assert len(rows) > 20
+    assert rows[-1]["step"] >= 700
+
+
+def test_the_same_seed_in_another_process_gives_the_same_run(killed: Path, tmp_path: Path) -> None:
+    preset = killed / "memory_chain.yaml"
     here = train_in_process(preset, tmp_path / "here")
-    assert_same_run(here, tmp_path / "there")
-    other = load_preset(str(preset), ["--seed", "4"])
+    assert_same_run(here, killed / "memory_chain-whole")
+    other = load_preset(str(preset), ["--seed", "4", "--total-steps", "100"])
     run_training(other, tmp_path / "other", ["statewise", "train"], quiet=True)
-    assert curves(here) != curves(tmp_path / "other")
+    assert curves(tmp_path / "other") != curves(here)[: len(curves(tmp_path / "other"))]
 
 
 # --- stopped from outside
 
 
-def start(preset: Path, run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "statewise", "train", str(preset), "--run", str(run)]
+def start(*words: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "statewise", "train", *map(str, words)],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -238,14 +255,15 @@ def start(preset: Path, run: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool], what: str) -> None:
+def wait_for_lines(process: subprocess.Popen[str], run: Path, number: int) -> None:
+    """Wait until metrics.jsonl holds so many lines."""
     deadline = time.monotonic() + DEADLINE_S
-    while not condition():
+    while num_lines(run) < number:
         if process.poll() is not None:
-            pytest.fail(f"ended before {what}: {process.communicate()[1]}")
+            pytest.fail(f"ended before line {number}: {process.communicate()[1]}")
         if time.monotonic() > deadline:
             process.kill()
-            pytest.fail(f"waited in vain for {what}")
+            pytest.fail(f"waited in vain for line {number}")
         time.sleep(0.002)
 
 
@@ -254,12 +272,8 @@ def num_lines(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
-def test_ctrl_c_saves_and_leaves_with_130_and_the_run_goes_on(how: str, tmp_path: Path) -> None:
-    preset = write_preset(tmp_path, "cartpole", total_steps=6000, vectorization=how)
-    run = tmp_path / "run"
-    process = start(preset, run)
-    wait_for(process, lambda: num_lines(run) >= 4, "four updates")
+def interrupt(process: subprocess.Popen[str], run: Path) -> None:
+    """Press Ctrl-C, and check that the process saves what it has and leaves with 130."""
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130, err
@@ -268,24 +282,34 @@ def test_ctrl_c_saves_and_leaves_with_130_and_the_run_goes_on(how: str, tmp_path
     rows = curves(run)
     newest = newest_checkpoint(run / "checkpoints")
     assert newest is not None
-    assert newest.name == str(rows[-1]["step"])  # nothing of the last update is lost
-    assert load(run).step == rows[-1]["step"] < 6000
-
-    if how == "sync":
-        resume_training(run, ["statewise", "train", "--resume", str(run)], quiet=True)
-        assert_same_run(run, train_in_process(preset, tmp_path / "whole"))
+    assert newest.name == str(int(rows[-1]["step"]))  # nothing of the last update is lost
+    assert load(run).step == rows[-1]["step"]
 
 
-def test_a_process_killed_from_outside_loses_nothing(tmp_path: Path) -> None:
-    preset = write_preset(tmp_path, "memory_chain", total_steps=6000)
+def test_a_run_killed_and_interrupted_from_outside_goes_on_as_if_it_were_not(
+    tmp_path: Path,
+) -> None:
+    preset = write_preset(tmp_path, "cartpole", total_steps=3000, every_steps=300)
     run = tmp_path / "run"
-    process = start(preset, run)
-    wait_for(process, lambda: num_lines(run) >= 9, "nine updates")
+    process = start(preset, "--run", run)
+    wait_for_lines(process, run, 15)
     process.kill()
     process.communicate(timeout=DEADLINE_S)
     assert process.returncode == -signal.SIGKILL
+    kept = num_lines(run)
+    process = start("--resume", run)
+    wait_for_lines(process, run, kept + 3)
+    interrupt(process, run)
     resume_training(run, ["statewise", "train", "--resume", str(run)], quiet=True)
     assert_same_run(run, train_in_process(preset, tmp_path / "whole"))
+
+
+def test_ctrl_c_leaves_worker_processes_to_the_trainer(tmp_path: Path) -> None:
+    preset = write_preset(tmp_path, "cartpole", total_steps=10**6, vectorization="async")
+    run = tmp_path / "run"
+    process = start(preset, "--run", run)
+    wait_for_lines(process, run, 2)
+    interrupt(process, run)
 
 
 # --- damaged

@@ -1,0 +1,178 @@
+"""The commands of `statewise` that measure and that check claims.
+
+A command takes the words after its name and returns an exit status. Everything heavy is
+imported inside the command that needs it.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from statewise.training.schema import ConfigError
+
+if TYPE_CHECKING:
+    from statewise.bench.ppo import PPOOptions
+    from statewise.bench.scan import Outcome, ScanOptions
+
+REFUSED = 1
+RUNS = Path("runs") / "claims"
+
+
+def bench(argv: list[str]) -> int:
+    """Measure the project against named peers, side by side: scan|ppo [--json F] ..."""
+    parser = _Parser(prog="statewise bench", description=_first_line(bench), allow_abbrev=False)
+    names = parser.add_subparsers(dest="name", required=True, metavar="scan|ppo")
+    scan = names.add_parser("scan", help="the linear scan, forward and backward")
+    scan.add_argument("--shape", type=_shape, action="append", help="B,T,D; may be repeated")
+    scan.add_argument("--backend", action="append", choices=("cpu", "torch", "reference"))
+    scan.add_argument("--threads", type=_count, action="append", help="by default 1; repeatable")
+    ppo = names.add_parser("ppo", help="recurrent PPO beside sb3-contrib's")
+    ppo.add_argument("--threads", type=_count, default=2, help="of the CartPole cases")
+    for part in (scan, ppo):
+        part.add_argument("--rounds", type=_count, help="turns that every system takes")
+        part.add_argument("--json", type=Path, metavar="F", help="write the rows to a file")
+        part.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
+    options = parser.parse_args(argv)
+
+    from statewise.bench import ppo as ppo_bench
+    from statewise.bench import scan as scan_bench
+    from statewise.bench.table import load_average
+
+    load_before = load_average()
+    if options.name == "scan":
+        outcome = scan_bench.run_scan(_scan_options(options), _say)
+    else:
+        outcome = ppo_bench.run_ppo(_ppo_options(options), _say)
+    return _report(options.name, outcome, options.json, load_before)
+
+
+def reproduce(argv: list[str]) -> int:
+    """Train and check a claim again: CLAIM|--all [--seeds N ...] [--out DIR] ..."""
+    parser = _Parser(
+        prog="statewise reproduce", description=_first_line(reproduce), allow_abbrev=False
+    )
+    parser.add_argument("claim", nargs="?", help="name in configs/claims, or a .yaml file")
+    parser.add_argument("--all", action="store_true", help="every claim of the package")
+    parser.add_argument("--seeds", type=_seed, nargs="+", help="by default those of the claim")
+    parser.add_argument("--run-root", type=Path, default=RUNS, help=f"by default {RUNS}")
+    parser.add_argument("--out", type=Path, help="by default docs/results if it exists, or results")
+    parser.add_argument("--workers", type=_count, help="runs at a time, by default one per core")
+    options = parser.parse_args(argv)
+    if (options.claim is None) != options.all:
+        raise ConfigError("reproduce: expected either a claim or --all: see statewise reproduce -h")
+
+    from statewise.bench import claims
+    from statewise.bench.reproduce import reproduce as reproduce_claim
+    from statewise.bench.table import num_cores
+
+    docs = Path("docs") / "results"
+    out = options.out or (docs if docs.is_dir() else Path("results"))
+    names = claims.claim_names() if options.all else [options.claim]
+    passed = True
+    # All files are read before anything is trained: a mistake in the last shows at once.
+    for name, claim in [(name, claims.load_claim(name)) for name in names]:
+        print(f"{claim.name}: {claim.title}. {claim.statement}", flush=True)
+        result = reproduce_claim(
+            name,
+            claim,
+            seeds=list(dict.fromkeys(options.seeds or claim.seeds)),
+            root=options.run_root,
+            out=out,
+            workers=options.workers or num_cores(),
+            say=_say,
+        )
+        for line in result.verdicts:
+            print(line)
+        print(" ".join(map(str, result.written)), flush=True)
+        passed = passed and result.passed
+    return 0 if passed else 1
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"bench": bench, "reproduce": reproduce}
+
+
+def _scan_options(options: argparse.Namespace) -> "ScanOptions":
+    from statewise.bench.scan import BACKENDS, QUICK_SHAPES, SHAPES, ScanOptions
+
+    quick = options.quick
+    return ScanOptions(
+        shapes=tuple(options.shape or (QUICK_SHAPES if quick else SHAPES)),
+        backends=tuple(options.backend or BACKENDS),
+        threads=tuple(options.threads or (1,)),
+        rounds=options.rounds or (1 if quick else 3),
+        reps=3 if quick else 20,
+        seconds=0.01 if quick else 1.0,
+    )
+
+
+def _ppo_options(options: argparse.Namespace) -> "PPOOptions":
+    from statewise.bench.ppo import PPOOptions
+
+    if options.quick:
+        return PPOOptions(
+            rollouts=(4,),
+            lengths=(8,),
+            threads=options.threads,
+            rounds=options.rounds or 1,
+            iterations=2,
+            seconds=0.01,
+        )
+    return PPOOptions(threads=options.threads, rounds=options.rounds or 2)
+
+
+def _report(name: str, outcome: "Outcome", path: Path | None, load_before: float) -> int:
+    from rich.console import Console
+
+    from statewise.bench.table import build_rows, build_table, warnings_of
+    from statewise.training.run import write_json
+
+    Console().print(build_table(name, outcome.figures))
+    for line in outcome.missing:
+        print(f"not measured: {line}", file=sys.stderr)
+    for line in outcome.refused:
+        print(f"refused, the result is wrong: {line}", file=sys.stderr)
+    for line in warnings_of(outcome.figures, load_before):
+        print(line, file=sys.stderr)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, build_rows(name, outcome.figures))
+        print(path)
+    return REFUSED if outcome.refused else 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _first_line(command: Callable[[list[str]], int]) -> str:
+    return (command.__doc__ or "").splitlines()[0]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong word as ConfigError, in one line, instead of leaving the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog.removeprefix('statewise ')}: {message}: see {self.prog} -h")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected B,T,D, three positive integers, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def _count(text: str) -> int:
+    return _integer(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _integer(text, 0)
+
+
+def _integer(text: str, low: int) -> int:
+    if not text.isdecimal() or int(text) < low:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, got {text!r}")
+    return int(text)
