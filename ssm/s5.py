@@ -32,7 +32,7 @@ CLIP = -1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class S5Config:
-    """Hyper-parameters of one S5 layer; the defaults are those of the in-context RL paper."""
+    """Hyper-parameters of one S5 layer; docs/systems/s5.md compares them with the releases."""
 
     state_size: int | None = None  # N, > 0; None means the layer's width
     blocks: int = 1  # J >= 1, copies of a HiPPO matrix of size N / J

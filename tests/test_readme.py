@@ -34,11 +34,12 @@ NOT_OURS = {"build", "dist", "runs"}
 STEPS = 240
 TINY = ["--total_steps", str(STEPS), "--rollout_steps", "64", "--env.num_envs", "4"]
 RUNS = {
-    "runs/first-light": "ppo/repeat_previous_easy",
-    "runs/second": "ppo/repeat_previous_easy",
+    "runs/ppo-repeat_previous_easy-1": "ppo/repeat_previous_easy",
     "runs/ppo-cartpole-1": "ppo/cartpole",
 }
 TOOLS = {"mypy", "pre-commit", "python", "ruff"}  # other documents may call these, too
+# A call of the program in a recipe, and the variable of the shell that takes what it prints.
+CALL = re.compile(r"(?:(\w+)=\$\()?\S*bin/statewise ([^)&|;]+)")
 PROGRAM = re.compile(r"(?:\.venv/bin/)?statewise$")
 
 
@@ -72,7 +73,7 @@ def with_a_tiny_claim(words: list[str]) -> list[str]:
         "arms": [
             {
                 "name": "s5",
-                "preset": RUNS["runs/first-light"],
+                "preset": "ppo/repeat_previous_easy",
                 "overrides": {"total_steps": STEPS, "rollout_steps": 64, "env.num_envs": 4},
             }
         ],
@@ -226,12 +227,25 @@ def test_every_make_target_of_the_readme_has_a_recipe(line: str) -> None:
 @pytest.mark.parametrize(
     "line", [line for line in MAKE_LINES if line.split()[1] in ("train", "results")]
 )
-def test_what_make_calls_runs(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = [entry for entry in dry_run(line) if PROGRAM.match(entry.split()[0])]
-    assert recipe
+def test_what_make_calls_runs(
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = " ".join(entry.removesuffix("\\") for entry in dry_run(line))
     monkeypatch.chdir(tmp_path)
-    for entry in recipe:
-        run_statewise(entry)
+    printed: dict[str, str] = {}
+    for name, call in CALL.findall(recipe):
+        for known, text in printed.items():
+            call = call.replace(f"${known}", text)
+        capsys.readouterr()
+        run_statewise(f"statewise {call}")
+        printed[name or "_"] = capsys.readouterr().out.splitlines()[-1]
+    assert printed
+    if line == "make train":
+        assert printed["run"] in README
+        assert Path(printed["curve"]).is_file()
 
 
 def test_the_two_commands_come_first() -> None:

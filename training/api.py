@@ -8,6 +8,7 @@ agent.predict(env.reset()[0])
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,14 @@ class TrainedAgent:
         config = dataclasses.replace(self.config.env, num_envs=num_envs)
         return make_env(config, self._factory)
 
+    def make_eval_env(self, num_envs: int) -> VectorEnv:
+        """Return the run's environments for evaluation: each on a seed of its own."""
+        config = dataclasses.replace(self.config.env, num_envs=num_envs)
+        if config.vectorization != "async":
+            # A vector environment of its own kind may draw all episodes from one generator.
+            config = dataclasses.replace(config, vectorization="sync")
+        return make_env(config, self._factory)
+
     def wrap(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         """Return `env` in the form the agent expects: flat observations, and its own inputs."""
         return wrap_single(env, self.config.env.inputs)
@@ -184,7 +193,8 @@ class TrainedAgent:
         """Write the agent where `load` finds it, in place of one that was saved there before.
 
         Raises:
-            RunError: the folder is a training run, or holds something else.
+            RunError: the folder is a training run, holds an agent with other settings, or
+                something else.
         """
         path = Path(path)
         config_text = dump_config(self.config)
@@ -192,6 +202,10 @@ class TrainedAgent:
             run = RunDirectory.open(path)
             if run.metrics_path.exists():
                 raise RunError(f"{path} is a training run, which resumes: save to another folder")
+            if run.config_path.read_text(encoding="utf-8") != config_text:
+                raise RunError(
+                    f"{path} holds an agent with other settings: save to another folder"
+                )
         else:
             manifest = build_manifest(
                 ["statewise", "train", self.preset], self.config.seed, self.config.device, "episode"
@@ -316,9 +330,9 @@ def run_training(
         manifest = build_manifest(list(command), config.seed, config.device, vector.resume)
         run = RunDirectory.create(path, dump_config(config), manifest)
         with run.lock():
-            training = OnlineTraining(config, trained.agent, vector, run)
-            training.start()
-            _go(training, quiet)
+            with closing(OnlineTraining(config, trained.agent, vector, run)) as training:
+                training.start()
+                _go(training, quiet)
     finally:
         vector.close()
     return path
@@ -338,6 +352,7 @@ def resume_training(
     Raises:
         ConfigError: overrides were given; a resumed run keeps its settings.
         RunError: the folder is no run, or its training is complete.
+        CheckpointError: it holds no valid checkpoint, or one that does not fit.
     """
     if overrides:
         raise ConfigError(
@@ -354,11 +369,12 @@ def resume_training(
         if state["steps"] >= config.total_steps:
             raise RunError(f"{path} is complete at {state['steps']} steps: nothing to resume")
         trained = TrainedAgent(config, env=env, encoder=encoder)
+        _restore(trained, state, run)
         vector = trained.make_vector_env(config.env.num_envs)
         try:
-            training = OnlineTraining(config, trained.agent, vector, run)
-            training.resume(state)
-            _go(training, quiet)
+            with closing(OnlineTraining(config, trained.agent, vector, run)) as training:
+                training.resume(state)
+                _go(training, quiet)
         finally:
             vector.close()
     return path

@@ -99,7 +99,7 @@ def evaluate_run(
     episodes = config.eval.episodes if episodes is None else episodes
     actions = config.eval.actions if actions is None else actions
     num_envs = min(config.eval.num_envs if num_envs is None else num_envs, episodes)
-    env = trained.make_vector_env(num_envs)
+    env = trained.make_eval_env(num_envs)
     try:
         result = evaluate(
             trained.agent,

@@ -66,9 +66,8 @@ class OnlineTraining:
         self.save()
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint, with the agent that was restored from it."""
         assert self.run is not None
-        self.agent.load_state_dict(state["agent"])
         self.collector.load_state_dict(state["collector"])
         self.steps, self.num_updates = state["steps"], state["num_updates"]
         self.logger = MetricLogger.resume(self.run, state["logger"])
@@ -101,20 +100,21 @@ class OnlineTraining:
         """
         end = self.config.total_steps if until is None else until
         every = self.config.checkpoint.every_steps
-        try:
-            with _interruptible() as interrupted:
-                while self.steps < end and not interrupted.is_set():
-                    before = self.steps
-                    metrics = self._iterate()
-                    progress.update(self.steps, metrics.get("rollout/ep_rew_mean"))
-                    if self.steps // every > before // every and self.steps < end:
-                        self.save()
-                self.save()
-            if interrupted.is_set() and self.steps < end:
-                raise Stopped(self._how_to_go_on())
-        finally:
-            if self.logger is not None:
-                self.logger.close()
+        with _interruptible() as interrupted:
+            while self.steps < end and not interrupted.is_set():
+                before = self.steps
+                metrics = self._iterate()
+                progress.update(self.steps, metrics.get("rollout/ep_rew_mean"))
+                if self.steps // every > before // every and self.steps < end:
+                    self.save()
+            self.save()
+        if interrupted.is_set() and self.steps < end:
+            raise Stopped(self._how_to_go_on())
+
+    def close(self) -> None:
+        """Close the log; a second call does nothing."""
+        if self.logger is not None:
+            self.logger.close()
 
     def _how_to_go_on(self) -> str:
         where = "" if self.run is None else f", saved: statewise train --resume {self.run.path}"
