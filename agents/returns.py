@@ -47,8 +47,7 @@ def generalized_advantage(
     """
     following = torch.where(terminated, 0, value_tp1)
     delta = reward + discount * following - value
-    # A scan of products would carry a non-finite advantage over the end of an episode; selecting
-    # the decay to 0 is enough, because the kernel's inputs here are finite by contract.
+    # The scan treats a decay of 0 as a cut, so that not even a NaN passes the end of an episode.
     decay = torch.where(terminated | truncated, 0, torch.full_like(delta, discount * trace))
     advantage = discounted_scan(delta, decay)
     return advantage, advantage + value
@@ -76,7 +75,7 @@ def lambda_return(
     Args and shapes as in `generalized_advantage`; returns the targets (B, T).
     """
     inside = torch.full_like(reward, trace)
-    inside[:, -1] = 0
+    inside[:, -1:] = 0
     inside = torch.where(truncated, 0, inside)
     kept = torch.where(terminated, 0, torch.full_like(reward, discount))
     bootstrap = torch.where(terminated, 0, value_tp1)

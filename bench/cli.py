@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from statewise.bench.scan import Outcome, ScanOptions
 
 REFUSED = 1
+WIDTH = 120  # of tables in files and pipes
 RUNS = Path("runs") / "claims"
 
 
@@ -101,7 +102,7 @@ def _scan_options(options: argparse.Namespace) -> "ScanOptions":
         shapes=tuple(options.shape or (QUICK_SHAPES if quick else SHAPES)),
         backends=tuple(options.backend or BACKENDS),
         threads=tuple(options.threads or (1,)),
-        rounds=options.rounds or (1 if quick else 3),
+        rounds=options.rounds or (1 if quick else 2),
         reps=3 if quick else 20,
         seconds=0.01 if quick else 1.0,
     )
@@ -125,10 +126,15 @@ def _ppo_options(options: argparse.Namespace) -> "PPOOptions":
 def _report(name: str, outcome: "Outcome", path: Path | None, load_before: float) -> int:
     from rich.console import Console
 
-    from statewise.bench.table import build_rows, build_table, warnings_of
+    from statewise.bench.table import build_rows, build_tables, load_average, num_cores, warnings_of
     from statewise.training.run import write_json
 
-    Console().print(build_table(name, outcome.figures))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    for table in build_tables(name, outcome.figures):
+        console.print(table)
+    print(f"load average {load_before:.2f} before, {load_average():.2f} after, {num_cores()} cores")
     for line in outcome.missing:
         print(f"not measured: {line}", file=sys.stderr)
     for line in outcome.refused:

@@ -13,7 +13,7 @@ from typing import Any
 from statewise.bench.measure import SLOW, Timing
 from statewise.bench.process import Answer, Job, launch
 from statewise.bench.table import Figure
-from statewise.kernels.dispatch import available
+from statewise.kernels.dispatch import BackendError, available
 
 Shape = tuple[int, int, int]
 SHAPES: tuple[Shape, ...] = ((16, 64, 256), (16, 1024, 256), (64, 256, 1024), (1, 16384, 512))
@@ -36,7 +36,7 @@ class ScanOptions:
     shapes: tuple[Shape, ...] = SHAPES
     backends: tuple[str, ...] = BACKENDS  # the first that can run is "ours" in the speedups
     threads: tuple[int, ...] = (1,)
-    rounds: int = 3
+    rounds: int = 2
     reps: int = 20
     seconds: float = 1.0
 
@@ -56,7 +56,11 @@ Timings = dict[tuple[str, Shape, str], Timing]
 
 
 def run_scan(options: ScanOptions, say: Callable[[str], None]) -> Outcome:
-    """Measure all systems; `say` is told what is going on."""
+    """Measure all systems; `say` is told what is going on.
+
+    Raises:
+        BackendError: none of our backends that were asked for can run.
+    """
     outcome = Outcome()
     reasons = available()
     ours = []
@@ -65,6 +69,8 @@ def run_scan(options: ScanOptions, say: Callable[[str], None]) -> Outcome:
             outcome.missing.append(f"statewise {backend}: {reasons[backend]}")
         else:
             ours.append(f"statewise {backend}")
+    if not ours:
+        raise BackendError("bench scan: " + "; ".join(outcome.missing))
     systems = [*ours, *PEERS]
     for threads in options.threads:
         timings = _run_rounds(options, systems, threads, outcome, say)

@@ -106,15 +106,17 @@ def _jax(inputs: Inputs, scan: Callable[[Any, Any], Any]) -> Prepared:
         h, pull = jax.vjp(masked, a, b)
         return h, *pull(grad)
 
-    forward, both = jax.jit(masked), jax.jit(with_gradients)
+    # Compiled here, so that no timed call compiles.
+    forward = jax.jit(masked).lower(a, b).compile()
+    both = jax.jit(with_gradients).lower(a, b, grad).compile()
 
     def arrays() -> Arrays:
         h, da, db = (np.asarray(x) for x in both(a, b, grad))
         return h, da, db
 
     return Prepared(
-        lambda: jax.block_until_ready(forward(a, b)),
-        lambda: jax.block_until_ready(both(a, b, grad)),
+        lambda: forward(a, b).block_until_ready(),
+        lambda: [x.block_until_ready() for x in both(a, b, grad)],
         arrays,
     )
 

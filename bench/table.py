@@ -14,6 +14,7 @@ from statewise.bench.measure import Timing
 
 BUSY_LOAD = 0.5  # of the cores
 BUSY_SHARE = 0.75  # of the threads
+OURS = "statewise"  # begins the name of each of our systems
 LOWER_IS_BETTER = {"ms": True, "steps/s": False}
 
 Row = dict[str, Any]
@@ -21,7 +22,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of one system in one case; of equal case and metric the first is ours."""
+    """One number of one system in one case."""
 
     case: str
     system: str
@@ -35,55 +36,59 @@ class Figure:
 
 
 def build_rows(bench: str, figures: Sequence[Figure]) -> list[Row]:
-    """Return one JSON row per figure; `speedup` is None where the metric is no speed."""
+    """Return one JSON row per figure.
+
+    `speedup` says how many times ours is faster: 1 for ours, None where the metric is no speed
+    or ours has no figure to compare with.
+    """
     ours: dict[tuple[str, str], float] = {}
-    rows = []
     for figure in figures:
-        own = ours.setdefault((figure.case, figure.metric), figure.value)
-        lower = LOWER_IS_BETTER.get(figure.unit)
-        speedup = None
-        if lower is not None:
-            speedup = figure.value / own if lower else own / figure.value
-        rows.append(
-            {
-                "bench": bench,
-                "case": figure.case,
-                "system": figure.system,
-                "metric": figure.metric,
-                "value": figure.value,
-                "unit": figure.unit,
-                "speedup": speedup,
-            }
-        )
-    return rows
+        if figure.system.startswith(OURS):
+            ours.setdefault((figure.case, figure.metric), figure.value)
+    return [
+        {
+            "bench": bench,
+            "case": figure.case,
+            "system": figure.system,
+            "metric": figure.metric,
+            "value": figure.value,
+            "unit": figure.unit,
+            "speedup": _speedup(figure, ours.get((figure.case, figure.metric))),
+        }
+        for figure in figures
+    ]
 
 
-def build_table(bench: str, figures: Sequence[Figure]) -> Table:
-    """Return the figures as a table, with wall and CPU milliseconds per call."""
-    table = Table(
-        title=f"bench {bench}, load average {load_average():.2f} on {num_cores()} cores",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("case", no_wrap=True)
-    table.add_column("system", overflow="fold")
-    table.add_column("metric")
-    for name in ("value", "unit", "wall ms", "cpu ms", "cpu/wall", "ours is faster by"):
-        table.add_column(name, justify="right")
-    before = ""
+def _speedup(figure: Figure, own: float | None) -> float | None:
+    lower_is_better = LOWER_IS_BETTER.get(figure.unit)
+    if own is None or lower_is_better is None:
+        return None
+    return figure.value / own if lower_is_better else own / figure.value
+
+
+def build_tables(bench: str, figures: Sequence[Figure]) -> list[Table]:
+    """Return a table per case, with wall and CPU milliseconds per call or iteration."""
+    tables: dict[str, Table] = {}
     for figure, row in zip(figures, build_rows(bench, figures), strict=True):
-        timing = figure.timing
+        table = tables.setdefault(figure.case, _start_table(f"{bench}: {figure.case}"))
+        timing, speedup = figure.timing, row["speedup"]
         cells = ["", "", ""]
         if timing is not None:
             wall, cpu = median(timing.wall), median(timing.cpu)
             cells = [f"{1e3 * wall:.4g}", f"{1e3 * cpu:.4g}", f"{timing.cores:.2f}"]
-        speedup = row["speedup"]
-        last = "" if speedup is None else f"{speedup:.3g} x"
-        case = figure.case if figure.case != before else ""
-        before = figure.case
-        value = f"{figure.value:,.0f}" if figure.value >= 1000 else f"{figure.value:.4g}"
-        words = (case, figure.system, figure.metric, value, figure.unit, *cells, last)
-        table.add_row(*map(Text, words))
+        number = f"{figure.value:,.0f}" if figure.value >= 1000 else f"{figure.value:.4g}"
+        value = f"{number} {figure.unit}"
+        faster = "" if speedup is None else f"{speedup:.3g} x"
+        table.add_row(*map(Text, (figure.system, figure.metric, value, faster, *cells)))
+    return list(tables.values())
+
+
+def _start_table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("system")
+    table.add_column("metric")
+    for name in ("value", "ours faster", "wall ms", "cpu ms", "cpu/wall"):
+        table.add_column(name, justify="right")
     return table
 
 

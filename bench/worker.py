@@ -14,6 +14,7 @@ from importlib import import_module
 import torch
 
 from statewise.bench.process import Answer, Job
+from statewise.training.process import keep_freed_memory
 
 # Imported when asked for: the process of one system should hold nothing of the others.
 JOBS = {
@@ -70,6 +71,7 @@ def main(argv: list[str]) -> int:
         # XLA has no other limit on its threads; every system gets the same.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as in training; every system gets the same
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     try:
         answer = run_job(job)

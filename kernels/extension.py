@@ -118,9 +118,15 @@ def _load_or_build(*, retry: bool) -> str:
 
 
 @functools.cache
+def _reason() -> str:
+    return _load_or_build(retry=False)
+
+
+# The compiler must not trace into the build; within one process the answer never changes.
+@torch.compiler.assume_constant_result
 def reason_missing() -> str:
     """Return "" if the C++ kernels are loaded (building them if need be), else why not."""
-    return _load_or_build(retry=False)
+    return _reason()
 
 
 def main() -> int:

@@ -77,8 +77,8 @@ MUTATIONS = (
     Mutation(
         "torch-forward-index",
         f"{LINEAR}/torch.py",
-        "carried = factor[:, k, -1] * carry",
-        "carried = factor[:, k, 0] * carry",
+        "factor[:, k, -1] * carry)",
+        "factor[:, k, 0] * carry)",
         (MATRIX,),
     ),
     Mutation(
@@ -221,15 +221,15 @@ MUTATIONS = (
     Mutation(
         "discounted-cpu-forward-sign",
         f"{DISCOUNT}/discounted_scan.cpp",
-        "next = xs[b * T + t] + ds[b * T + t] * next;",
-        "next = xs[b * T + t] - ds[b * T + t] * next;",
+        "xs[b * T + t] + d * next;",
+        "xs[b * T + t] - d * next;",
         (DISCOUNTED,),
     ),
     Mutation(
         "discounted-cpu-forward-index",
         f"{DISCOUNT}/discounted_scan.cpp",
-        "next = xs[b * T + t] + ds[b * T + t] * next;",
-        "next = xs[b * T + t] + ds[b * T] * next;",
+        "const scalar_t d = ds[b * T + t];",
+        "const scalar_t d = ds[b * T];",
         (DISCOUNTED,),
     ),
     Mutation(

@@ -203,9 +203,7 @@ class TrainedAgent:
             if run.metrics_path.exists():
                 raise RunError(f"{path} is a training run, which resumes: save to another folder")
             if run.config_path.read_text(encoding="utf-8") != config_text:
-                raise RunError(
-                    f"{path} holds an agent with other settings: save to another folder"
-                )
+                raise RunError(f"{path} holds an agent with other settings: save to another folder")
         else:
             manifest = build_manifest(
                 ["statewise", "train", self.preset], self.config.seed, self.config.device, "episode"
@@ -329,10 +327,12 @@ def run_training(
     try:
         manifest = build_manifest(list(command), config.seed, config.device, vector.resume)
         run = RunDirectory.create(path, dump_config(config), manifest)
-        with run.lock():
-            with closing(OnlineTraining(config, trained.agent, vector, run)) as training:
-                training.start()
-                _go(training, quiet)
+        with (
+            run.lock(),
+            closing(OnlineTraining(config, trained.agent, vector, run)) as training,
+        ):
+            training.start()
+            _go(training, quiet)
     finally:
         vector.close()
     return path

@@ -1,4 +1,5 @@
 // Discounted scan on the CPU: y_t = x_t + discount_t * y_{t+1}, y_T = last. One task per row.
+// A discount of 0 selects x_t, so that a non-finite y_{t+1} does not pass.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -28,7 +29,8 @@ Tensor discounted_scan_forward(const Tensor& x_, const Tensor& discount_, const 
       for (int64_t b = begin; b < end; ++b) {
         scalar_t next = ls[b];
         for (int64_t t = T - 1; t >= 0; --t) {
-          next = xs[b * T + t] + ds[b * T + t] * next;
+          const scalar_t d = ds[b * T + t];
+          next = d == 0 ? xs[b * T + t] : xs[b * T + t] + d * next;
           ys[b * T + t] = next;
         }
       }
@@ -65,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> discounted_scan_backward(const Tensor& grad_,
           const scalar_t v = gs[k] + carry;
           dxs[k] = v;
           dds[k] = v * (t + 1 < T ? ys[k + 1] : ls[b]);
-          carry = ds[k] * v;
+          carry = ds[k] == 0 ? scalar_t(0) : ds[k] * v;
         }
         dls[b] = carry;
       }

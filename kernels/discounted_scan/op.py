@@ -2,6 +2,8 @@
 
     y_t = x_t + discount_t * y_{t+1},    y_T = last
 
+A discount of 0 is a cut: y_t is x_t even if y_{t+1} is not finite.
+
 Backward, forward in time, with v the adjoint of y:
 
     v_t = g_t + discount_{t-1} v_{t-1},  dx_t = v_t,  ddiscount_t = v_t y_{t+1},

@@ -101,9 +101,9 @@ def backward(
     g = torch.cat([g[:, :-1], (g[:, -1] + g_last)[:, None]], 1)
     a_next = torch.roll(a_, -1, 1).flip(1) if varying else a_
     reset_next = None if reset is None else torch.roll(reset, -1, 1).flip(1)
-    v, _ = _scan(a_next.conj(), g.flip(1), torch.zeros_like(h0_), reset_next, None)
+    v, _ = _scan(a_next.conj_physical(), g.flip(1), torch.zeros_like(h0_), reset_next, None)
     v = v.flip(1)
-    back = a_.conj() * v
+    back = a_.conj_physical() * v
     grad_h0 = back[:, 0]
     grad_init = torch.empty(0, dtype=dtype, device=h0.device)
     if reset is not None:
@@ -117,7 +117,7 @@ def backward(
         prev = torch.cat([h0_[:, None], h_[:, :-1]], 1)
         if reset is not None:
             prev = torch.where(reset[..., None], 0 if init is None else init, prev)
-        product = v * prev.conj()
+        product = v * prev.conj_physical()
         grad_a = _real(product if varying else product.sum((0, 1)), pairs).contiguous()
     return (
         grad_a.clone(),

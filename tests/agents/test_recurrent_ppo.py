@@ -83,7 +83,9 @@ def make_batch(agent: RecurrentPPO, num_envs: int = B, num_rows: int = T, seed: 
         log_prob = policy.log_prob(action) + 0.3 * torch.randn(shape, generator=draw)
         value = value + 0.3 * torch.randn(shape, generator=draw)
     value_tp1 = torch.cat([value[:, 1:], torch.randn(num_envs, 1, generator=draw)], 1)
-    step = Step({"obs": obs}, is_first, is_first, action, reward, ended & kind, ended & ~kind, ~follows)
+    step = Step(
+        {"obs": obs}, is_first, is_first, action, reward, ended & kind, ended & ~kind, ~follows
+    )
     return Batch(step, state, {"value": value, "log_prob": log_prob}, value_tp1)
 
 
@@ -195,7 +197,8 @@ def test_standardizing_ignores_masked_rows() -> None:
 
 
 def test_the_names_of_terms_and_coefficients_must_be_equal() -> None:
-    losses = {name: torch.tensor(x) for name, x in zip(vars(LossScale()), (1.0, 2.0, 4.0))}
+    names = ("policy_gradient", "value", "entropy")
+    losses = {name: torch.tensor(x) for name, x in zip(names, (1.0, 2.0, 4.0), strict=True)}
     assert weighted_sum(losses, LossScale(value=0.5, entropy=0.25)).item() == 3.0
     with pytest.raises(AssertionError, match="entropy"):
         weighted_sum({name: losses[name] for name in ("policy_gradient", "value")}, LossScale())
@@ -285,7 +288,8 @@ def loop_update(agent: RecurrentPPO, batch: Batch, seed: int) -> None:
             grads = torch.autograd.grad(
                 loop_loss(agent, batch, rows, advantage, target), weights, allow_unused=True
             )
-            dense = [torch.zeros_like(p) if g is None else g for p, g in zip(weights, grads)]
+            pairs = zip(weights, grads, strict=True)
+            dense = [torch.zeros_like(p) if g is None else g for p, g in pairs]
             norm = math.sqrt(sum(float(g.square().sum()) for g in dense))
             shrink = min(1.0, config.max_grad_norm / (norm + 1e-6))
             with torch.no_grad():
@@ -569,9 +573,7 @@ def test_every_space_collects_and_updates(name: str) -> None:
     assert all(math.isfinite(value) for value in metrics.values())
     # what acting computed step by step is what training computes at once
     with torch.no_grad():
-        agent.load_state_dict(
-            agent.state_dict() | {"network": agent.network.state_dict() | before}
-        )
+        agent.load_state_dict(agent.state_dict() | {"network": agent.network.state_dict() | before})
         policy, value, _ = agent.network(
             rollout.batch.step.obs, rollout.batch.state, rollout.batch.step.reset
         )
@@ -591,9 +593,7 @@ def test_an_encoder_of_another_width_is_projected() -> None:
         def forward(self, obs: dict[str, Tensor]) -> Tensor:
             return self.linear(obs["obs"])
 
-    agent = RecurrentPPO(
-        make_config(), OBS_SPACE, DISCRETE, total_steps=99, seed=0, encoder=Wide
-    )
+    agent = RecurrentPPO(make_config(), OBS_SPACE, DISCRETE, total_steps=99, seed=0, encoder=Wide)
     assert isinstance(agent.network.project, torch.nn.Linear)
     before = parameters(agent)
     agent.update(make_batch(agent))

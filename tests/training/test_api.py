@@ -1,7 +1,9 @@
 """The Python interface: load and act, learn, save, own environments, and SB3's evaluation."""
 
 import dataclasses
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,13 @@ TINY: dict[str, Any] = {
 }
 POPGYM = "ppo/repeat_previous_easy"
 CARTPOLE = "ppo/cartpole"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -278,9 +287,7 @@ def test_an_environment_of_ones_own_is_learned_saved_and_loaded(
 
 
 def test_keyword_arguments_reach_ones_own_environment() -> None:
-    agent = statewise.make(
-        CARTPOLE, env=Reach, env__id="mine", **TINY, env__kwargs={"scale": 0.25}
-    )
+    agent = statewise.make(CARTPOLE, env=Reach, env__id="mine", **TINY, env__kwargs={"scale": 0.25})
     assert agent.action_space.high.tolist() == [0.25, 0.25]
     obs = {"obs": np.zeros((50, 3), np.float32)}
     actions, _ = agent.predict(obs)  # deviation 1 without clipping
@@ -382,9 +389,7 @@ def test_evaluation_seeds_environment_i_with_seed_plus_i_however_it_trains(
     agent = statewise.make(CARTPOLE, **TINY | {"env__vectorization": how})
     path = agent.save(tmp_path / how)
     together = flat(evaluate_run(path, episodes=3, num_envs=3, seed=5), 5)
-    alone = [
-        flat(evaluate_run(path, episodes=1, num_envs=1, seed=5 + i), 5)[0] for i in range(3)
-    ]
+    alone = [flat(evaluate_run(path, episodes=1, num_envs=1, seed=5 + i), 5)[0] for i in range(3)]
     assert together == alone
 
 

@@ -1,6 +1,5 @@
 """Rollouts are the same in every vectorisation, and their advantages those of whole episodes."""
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -259,8 +258,8 @@ def own_agent() -> RecurrentPPO:
 
 
 @pytest.fixture(params=["sync next_step", "sync same_step"])
-def kind(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def sampled(kind: str, rows: int, rollouts: int) -> list[Batch]:
@@ -417,5 +416,3 @@ def test_environments_that_cannot_be_restored_start_new_episodes_with_fresh_memo
     assert (batch.step.obs["obs"][:, 0, 0] == 0).all()
     for key, x in agent.initial_state(2).items():
         assert torch.equal(batch.state[key], x)
-
-

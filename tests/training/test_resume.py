@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ from statewise.envs.vector import GymnasiumVectorEnv
 from statewise.training import api, config
 from statewise.training.log import MetricLogger
 
+os.fsync = lambda descriptor: None  # what a killed process wrote stays without it
+
 PLACES = {
     "fsync": (os, "fsync"),
     "rename": (os, "rename"),
@@ -77,6 +79,13 @@ def run(argv, kill):
 
 print(json.dumps([run(*job) for job in json.loads(sys.argv[1])]))
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def write_preset(
@@ -289,10 +298,10 @@ def interrupt(process: subprocess.Popen[str], run: Path) -> None:
 def test_a_run_killed_and_interrupted_from_outside_goes_on_as_if_it_were_not(
     tmp_path: Path,
 ) -> None:
-    preset = write_preset(tmp_path, "cartpole", total_steps=3000, every_steps=300)
+    preset = write_preset(tmp_path, "cartpole", total_steps=1500, every_steps=500)
     run = tmp_path / "run"
     process = start(preset, "--run", run)
-    wait_for_lines(process, run, 15)
+    wait_for_lines(process, run, 20)  # the first checkpoint is at line 17 or so
     process.kill()
     process.communicate(timeout=DEADLINE_S)
     assert process.returncode == -signal.SIGKILL
@@ -305,7 +314,9 @@ def test_a_run_killed_and_interrupted_from_outside_goes_on_as_if_it_were_not(
 
 
 def test_ctrl_c_leaves_worker_processes_to_the_trainer(tmp_path: Path) -> None:
-    preset = write_preset(tmp_path, "cartpole", total_steps=10**6, vectorization="async")
+    preset = write_preset(
+        tmp_path, "cartpole", total_steps=10**6, vectorization="async", every_steps=10**6
+    )
     run = tmp_path / "run"
     process = start(preset, "--run", run)
     wait_for_lines(process, run, 2)

@@ -1,0 +1,112 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from statewise.bench.claims import Check, claim_names, load_claim
+from statewise.training.schema import ConfigError
+
+
+def plain_claim() -> dict[str, Any]:
+    return {
+        "title": "T",
+        "statement": "S",
+        "seeds": [1, 2],
+        "episodes": 4,
+        "actions": "greedy",
+        "arms": [{"name": "s5", "preset": "ppo/cartpole", "overrides": {"total_steps": 64}}],
+        "checks": [{"arm": "s5", "statistic": "min", "at_least": 0.5}],
+    }
+
+
+def write(folder: Path, value: Any) -> str:
+    path = folder / "claim.yaml"
+    path.write_text(yaml.safe_dump(value))
+    return str(path)
+
+
+def test_a_claim_file_is_read(tmp_path: Path) -> None:
+    claim = load_claim(write(tmp_path, plain_claim()))
+    assert (claim.name, claim.seeds, claim.episodes) == ("claim", (1, 2), 4)
+    config = claim.arm("s5").config(2)
+    assert (config.total_steps, config.seed, config.num_threads) == (64, 2, 1)
+
+
+@pytest.mark.parametrize("name", claim_names())
+def test_every_claim_compares_s5_with_a_plain_gru_in_the_same_loop(name: str) -> None:
+    claim = load_claim(name)
+    assert len(claim.seeds) >= 3
+    assert 0 not in claim.seeds  # on which the presets were tuned
+    s5, gru = (claim.arm(arm).config(1) for arm in ("s5", "gru"))
+    assert s5.total_steps == gru.total_steps
+    assert s5.agent.encoder == gru.agent.encoder
+    assert gru.agent.sequence.kind == "gru"
+    assert gru.agent.sequence.block.kind == "plain"
+    assert gru.agent.sequence.num_layers == 1
+
+
+def test_the_claims_are_those_of_the_package() -> None:
+    assert claim_names() == ["memory_chain", "repeat_previous_easy", "t_maze"]
+    with pytest.raises(ConfigError, match="did you mean t_maze"):
+        load_claim("tmaze")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("title"), "the file: expected the field title"),
+        (lambda c: c.update(sedes=[1]), "got 'sedes': did you mean seeds"),
+        (lambda c: c.update(seeds=[1, 1]), "seeds: expected different numbers"),
+        (lambda c: c.update(seeds=[]), "seeds: expected a list that is not empty"),
+        (lambda c: c.update(seeds=[True]), r"seeds.0: expected an integer"),
+        (lambda c: c.update(episodes=0), "episodes: expected an integer of at least 1, got 0"),
+        (lambda c: c.update(actions="best"), "actions: expected greedy or sample, got 'best'"),
+        (lambda c: c.update(arms=c["arms"] * 2), "arms: expected different names"),
+        (lambda c: c["arms"][0].update(name="a/b"), "arms.0.name: expected letters"),
+        (lambda c: c["arms"][0].update(preset="ppo/nothing"), "arms.0: preset: expected"),
+        (lambda c: c["arms"][0]["overrides"].update(totl=1), "arms.0: override: totl"),
+        (lambda c: c["arms"][0]["overrides"].update(seed=1), "arms.0.overrides: expected no seed"),
+        (lambda c: c["checks"][0].update(arm="lru"), "checks.0.arm: expected one of s5"),
+        (lambda c: c["checks"][0].update(statistic="best"), "checks.0.statistic: expected one"),
+        (lambda c: c["checks"][0].update(below=1), "checks.0: expected exactly one of at_least"),
+        (lambda c: c["checks"][0].update(at_least="x"), "checks.0.at_least: expected a number"),
+    ],
+)
+def test_a_wrong_claim_is_one_line_that_names_the_place(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    value = plain_claim()
+    change(value)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_claim(write(tmp_path, value))
+    assert "\n" not in str(error.value)
+    assert "claim.yaml" in str(error.value)
+
+
+def test_a_file_without_a_mapping_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a mapping of fields"):
+        load_claim(write(tmp_path, [1]))
+
+
+@pytest.mark.parametrize(
+    ("statistic", "relation", "limit", "passes"),
+    [
+        ("min", "at_least", -3.0, True),
+        ("min", "at_least", -2.9, False),
+        ("median", "below", 1.0, False),
+        ("median", "at_most", 1.0, True),
+        ("max", "below", 1.1, True),
+        ("mean", "at_least", -1 / 3, True),
+        ("abs_mean", "at_most", 0.34, True),
+        ("abs_mean", "at_most", 0.33, False),
+    ],
+)
+def test_checks_compare_a_statistic_with_a_limit(
+    statistic: str, relation: str, limit: float, passes: bool
+) -> None:
+    # scores -3, 1, 1: min -3, median 1, max 1, mean -1/3
+    passed, line = Check("s5", statistic, relation, limit).verdict([-3.0, 1.0, 1.0])
+    assert passed is passes
+    assert line.startswith("PASS" if passes else "FAIL")
