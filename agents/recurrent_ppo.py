@@ -150,10 +150,11 @@ def ppo_loss(
     ratio = log_ratio.exp()
     # eq. 7: the pessimistic bound of the clipped and the unclipped objective
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-    error = (value - value_target).square()
+    # Selected before the square: a mask behind it would leave 0 * NaN in the gradient.
+    error = torch.where(valid, value - value_target, 0).square()
     if value_clip > 0:
         near = value_old + (value - value_old).clamp(-value_clip, value_clip)
-        error = torch.maximum(error, (near - value_target).square())
+        error = torch.maximum(error, torch.where(valid, near - value_target, 0).square())
     losses = {
         "policy_gradient": -masked_mean(surrogate, valid),
         "value": 0.5 * masked_mean(error, valid),
@@ -218,9 +219,8 @@ class RecurrentPPO:
             torch.manual_seed(seed)
             front = Encoder(obs_space, config.encoder) if encoder is None else encoder(obs_space)
             self.network = ActorCritic(config, action_space, front).to(self.device)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True
-        )
+        self._adam: torch.optim.Adam | None = None
+        self._moments: dict[str, Any] = {}
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.shuffle = torch.Generator().manual_seed(seed)
         self._cache: Cache | None = None
@@ -286,6 +286,21 @@ class RecurrentPPO:
             "num_epochs": float(num_epochs),
         }
 
+    @property
+    def optimizer(self) -> torch.optim.Adam:
+        """The optimiser, made when it is first needed: torch takes seconds to import it."""
+        if self._adam is None:
+            self._adam = torch.optim.Adam(
+                self.network.parameters(),
+                lr=self.config.learning_rate,
+                eps=self.config.adam_eps,
+                fused=True,
+            )
+            moments = {int(i): entry for i, entry in self._moments.items()}
+            groups = self._adam.state_dict()["param_groups"]
+            self._adam.load_state_dict({"state": moments, "param_groups": groups})
+        return self._adam
+
     def _set_learning_rate(self) -> float:
         left = 1.0
         if self.config.anneal == "linear":
@@ -348,10 +363,13 @@ class RecurrentPPO:
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimiser moments, generators and the step counter."""
-        moments = self.optimizer.state_dict()["state"]
+        moments = self._moments
+        if self._adam is not None:
+            entries = self._adam.state_dict()["state"].items()
+            moments = {str(i): dict(entry) for i, entry in entries}
         return {
             "network": self.network.state_dict(),
-            "optimizer": {str(i): dict(entry) for i, entry in moments.items()},
+            "optimizer": moments,
             "generator": self.generator.get_state(),
             "shuffle": self.shuffle.get_state(),
             "steps_seen": self.steps_seen,
@@ -374,9 +392,12 @@ class RecurrentPPO:
                 got = "nothing" if b is None else tuple(b.shape)
                 raise ValueError(f"weights do not fit: {key}: expected {want}, got {got}")
         self.network.load_state_dict(given)
-        groups = self.optimizer.state_dict()["param_groups"]
-        moments = {int(i): entry for i, entry in state["optimizer"].items()}
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        # Adam keeps the tensors it is given and writes into them.
+        self._adam = None
+        self._moments = {
+            i: {name: value.clone() for name, value in entry.items()}
+            for i, entry in state["optimizer"].items()
+        }
         self.generator.set_state(state["generator"].cpu())
         self.shuffle.set_state(state["shuffle"].cpu())
         self.steps_seen = int(state["steps_seen"])

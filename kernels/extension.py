@@ -123,7 +123,7 @@ def _reason() -> str:
 
 
 # The compiler must not trace into the build; within one process the answer never changes.
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def reason_missing() -> str:
     """Return "" if the C++ kernels are loaded (building them if need be), else why not."""
     return _reason()

@@ -278,8 +278,8 @@ MUTATIONS = (
     Mutation(
         "lambda-return-window-end",
         "agents/returns.py",
-        "inside[:, -1] = 0",
-        "inside[:, 0] = 0",
+        "inside[:, -1:] = 0",
+        "inside[:, :1] = 0",
         (MIXTURES,),
     ),
     Mutation(
