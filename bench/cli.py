@@ -8,8 +8,9 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from statewise.training.arguments import command_parser, count, seed
 from statewise.training.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -23,16 +24,16 @@ RUNS = Path("runs") / "claims"
 
 def bench(argv: list[str]) -> int:
     """Measure the project against named peers, side by side: scan|ppo [--json F] ..."""
-    parser = _Parser(prog="statewise bench", description=_first_line(bench), allow_abbrev=False)
+    parser = command_parser("bench", bench)
     names = parser.add_subparsers(dest="name", required=True, metavar="scan|ppo")
     scan = names.add_parser("scan", help="the linear scan, forward and backward")
     scan.add_argument("--shape", type=_shape, action="append", help="B,T,D; may be repeated")
     scan.add_argument("--backend", action="append", choices=("cpu", "torch", "reference"))
-    scan.add_argument("--threads", type=_count, action="append", help="by default 1; repeatable")
+    scan.add_argument("--threads", type=count, action="append", help="by default 1; repeatable")
     ppo = names.add_parser("ppo", help="recurrent PPO beside sb3-contrib's")
-    ppo.add_argument("--threads", type=_count, default=2, help="of the CartPole cases")
+    ppo.add_argument("--threads", type=count, default=2, help="of the CartPole cases")
     for part in (scan, ppo):
-        part.add_argument("--rounds", type=_count, help="turns that every system takes")
+        part.add_argument("--rounds", type=count, help="turns that every system takes")
         part.add_argument("--json", type=Path, metavar="F", help="write the rows to a file")
         part.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
     options = parser.parse_args(argv)
@@ -51,15 +52,13 @@ def bench(argv: list[str]) -> int:
 
 def reproduce(argv: list[str]) -> int:
     """Train and check a claim again: CLAIM|--all [--seeds N ...] [--out DIR] ..."""
-    parser = _Parser(
-        prog="statewise reproduce", description=_first_line(reproduce), allow_abbrev=False
-    )
+    parser = command_parser("reproduce", reproduce)
     parser.add_argument("claim", nargs="?", help="name in configs/claims, or a .yaml file")
     parser.add_argument("--all", action="store_true", help="every claim of the package")
-    parser.add_argument("--seeds", type=_seed, nargs="+", help="by default those of the claim")
+    parser.add_argument("--seeds", type=seed, nargs="+", help="by default those of the claim")
     parser.add_argument("--run-root", type=Path, default=RUNS, help=f"by default {RUNS}")
     parser.add_argument("--out", type=Path, help="by default docs/results if it exists, or results")
-    parser.add_argument("--workers", type=_count, help="runs at a time, by default one per core")
+    parser.add_argument("--workers", type=count, help="runs at a time, by default one per core")
     options = parser.parse_args(argv)
     if (options.claim is None) != options.all:
         raise ConfigError("reproduce: expected either a claim or --all: see statewise reproduce -h")
@@ -152,33 +151,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _first_line(command: Callable[[list[str]], int]) -> str:
-    return (command.__doc__ or "").splitlines()[0]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong word as ConfigError, in one line, instead of leaving the program."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog.removeprefix('statewise ')}: {message}: see {self.prog} -h")
-
-
 def _shape(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"expected B,T,D, three positive integers, got {text!r}")
     return tuple(int(part) for part in parts)
-
-
-def _count(text: str) -> int:
-    return _integer(text, 1)
-
-
-def _seed(text: str) -> int:
-    return _integer(text, 0)
-
-
-def _integer(text: str, low: int) -> int:
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, got {text!r}")
-    return int(text)

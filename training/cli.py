@@ -4,12 +4,11 @@ A command takes the words after its name and returns an exit status. Everything 
 imported inside the command that needs it, so that `statewise --help` answers at once.
 """
 
-import argparse
+import itertools
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
-from typing import NoReturn
 
+from statewise.training.arguments import command_parser, count, seed
 from statewise.training.schema import ConfigError
 
 TOPICS = ("presets", "layers", "agents", "worldmodels", "envs")
@@ -19,7 +18,7 @@ def train(argv: list[str]) -> int:
     """Train a preset: PRESET [--run DIR] [--key.sub value ...], or go on: --resume RUN."""
     from statewise.training import api, config
 
-    parser = _parser("train", train, add_help=False)
+    parser = command_parser("train", train, add_help=False)
     parser.usage = "statewise train PRESET [--run DIR] [--key.sub value ...] | --resume RUN"
     parser.epilog = "`statewise list presets` names the presets; your own .yaml file is one too."
     parser.add_argument("--run", type=Path, help="run directory, by default runs/<preset>-<n>")
@@ -52,13 +51,13 @@ def train(argv: list[str]) -> int:
 
 def evaluate(argv: list[str]) -> int:
     """Play episodes with a trained agent: RUN [--episodes N] [--actions greedy|sample] ..."""
-    parser = _parser("eval", evaluate)
+    parser = command_parser("eval", evaluate)
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--episodes", type=_count, help="by default eval.episodes of the run")
-    parser.add_argument("--num-envs", type=_count, help="by default eval.num_envs of the run")
-    parser.add_argument("--seed", type=_seed, help="by default the run's own evaluation seed")
+    parser.add_argument("--episodes", type=count, help="by default eval.episodes of the run")
+    parser.add_argument("--num-envs", type=count, help="by default eval.num_envs of the run")
+    parser.add_argument("--seed", type=seed, help="by default the run's own evaluation seed")
     parser.add_argument("--actions", choices=("greedy", "sample"), help="by default the run's")
-    parser.add_argument("--checkpoint", type=_seed, metavar="STEP", help="by default the newest")
+    parser.add_argument("--checkpoint", type=seed, metavar="STEP", help="by default the newest")
     options = parser.parse_args(argv)
 
     from statewise.training.evaluate import evaluate_run
@@ -81,7 +80,7 @@ def evaluate(argv: list[str]) -> int:
 
 def plot(argv: list[str]) -> int:
     """Draw learning curves: RUN... [--out fig.png]."""
-    parser = _parser("plot", plot)
+    parser = command_parser("plot", plot)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory")
     parser.add_argument("--out", type=Path, help="file to write; the ending chooses the format")
     options = parser.parse_args(argv)
@@ -94,7 +93,7 @@ def plot(argv: list[str]) -> int:
 
 def list_topic(argv: list[str]) -> int:
     """Tell what there is and what is installed: [presets|layers|agents|worldmodels|envs]."""
-    parser = _parser("list", list_topic)
+    parser = command_parser("list", list_topic)
     parser.add_argument("topic", choices=TOPICS, nargs="?", help="by default all of them")
     options = parser.parse_args(argv)
 
@@ -110,7 +109,7 @@ def list_topic(argv: list[str]) -> int:
 
 def doctor(argv: list[str]) -> int:
     """Show versions, devices and backends, what is missing and the line that gets it."""
-    _parser("doctor", doctor).parse_args(argv)
+    command_parser("doctor", doctor).parse_args(argv)
 
     from rich.console import Console
 
@@ -135,33 +134,7 @@ def default_run(preset: str, root: Path = Path("runs")) -> Path:
     """Return the first `<root>/<preset>-<n>` that does not exist, `/` of the preset as `-`."""
     name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset.replace("/", "-")
     return next(
-        path for path in (root / f"{name}-{number}" for number in count(1)) if not path.exists()
+        path
+        for path in (root / f"{name}-{number}" for number in itertools.count(1))
+        if not path.exists()
     )
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong word as ConfigError, in one line, instead of leaving the program."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog.removeprefix('statewise ')}: {message}: see {self.prog} -h")
-
-
-def _parser(
-    name: str, command: Callable[[list[str]], int], *, add_help: bool = True
-) -> argparse.ArgumentParser:
-    doc = (command.__doc__ or "").splitlines()[0]
-    return _Parser(prog=f"statewise {name}", description=doc, allow_abbrev=False, add_help=add_help)
-
-
-def _count(text: str) -> int:
-    return _integer(text, 1)
-
-
-def _seed(text: str) -> int:
-    return _integer(text, 0)
-
-
-def _integer(text: str, low: int) -> int:
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, got {text!r}")
-    return int(text)
