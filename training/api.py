@@ -41,7 +41,7 @@ from statewise.training.config import (
 from statewise.training.online import OnlineTraining
 from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
-from statewise.training.run import RunDirectory, RunError, build_manifest
+from statewise.training.run import RunDirectory, RunError, build_manifest, note_resume
 from statewise.training.seeding import Seeds
 
 EnvFactory = Callable[..., gymnasium.Env[Any, Any]]
@@ -370,6 +370,7 @@ def resume_training(
             raise RunError(f"{path} is complete at {state['steps']} steps: nothing to resume")
         trained = TrainedAgent(config, env=env, encoder=encoder)
         _restore(trained, state, run)
+        note_resume(run, command, state["steps"])
         vector = trained.make_vector_env(config.env.num_envs)
         try:
             with closing(OnlineTraining(config, trained.agent, vector, run)) as training:

@@ -54,22 +54,22 @@ class OnlineTraining:
         self.config, self.agent, self.env, self.run = config, agent, env, run
         self.collector = Collector(env, agent, config.rollout_steps, config.device)
         self.steps = 0
-        self.num_updates = 0
-        self.seconds = {"collect": 0.0, "update": 0.0}
         self.logger: MetricLogger | None = None
 
     def start(self) -> None:
         """Begin a new run, with a checkpoint so that it can be resumed at any moment."""
         if self.run is not None:
             self.logger = MetricLogger(self.run)
-        self.collector.start(Seeds(self.config.seed).integer("env"))
+        # An agent that has learned before sees other episodes than it began with.
+        seen = self.agent.steps_seen
+        self.collector.start(Seeds(self.config.seed).integer(f"env-{seen}" if seen else "env"))
         self.save()
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint, with the agent that was restored from it."""
         assert self.run is not None
         self.collector.load_state_dict(state["collector"])
-        self.steps, self.num_updates = state["steps"], state["num_updates"]
+        self.steps = state["steps"]
         self.logger = MetricLogger.resume(self.run, state["logger"])
 
     def save(self) -> None:
@@ -81,7 +81,6 @@ class OnlineTraining:
             "collector": self.collector.state_dict(),
             "logger": self.logger.state_dict(),
             "steps": self.steps,
-            "num_updates": self.num_updates,
         }
         save_checkpoint(
             self.run.checkpoints_dir,
@@ -91,19 +90,19 @@ class OnlineTraining:
             self.config.checkpoint.keep,
         )
 
-    def train(self, progress: Progress, until: int | None = None) -> None:
-        """Run to `total_steps` (or `until`) valid steps.
+    def train(self, progress: Progress) -> None:
+        """Run to `total_steps` valid steps.
 
         Raises:
             Stopped: Ctrl-C; a checkpoint was saved.
             NonFiniteLossError: the batch is in `bad_batch.safetensors` of the run.
         """
-        end = self.config.total_steps if until is None else until
+        end = self.config.total_steps
         every = self.config.checkpoint.every_steps
         with _interruptible() as interrupted:
             while self.steps < end and not interrupted.is_set():
                 before = self.steps
-                metrics = self._iterate()
+                metrics = self.iterate()
                 progress.update(self.steps, metrics.get("rollout/ep_rew_mean"))
                 if self.steps // every > before // every and self.steps < end:
                     self.save()
@@ -120,7 +119,8 @@ class OnlineTraining:
         where = "" if self.run is None else f", saved: statewise train --resume {self.run.path}"
         return f"stopped at {self.steps} steps{where}"
 
-    def _iterate(self) -> dict[str, float]:
+    def iterate(self) -> dict[str, float]:
+        """Collect one rollout, update on it, log; return the metrics."""
         begin = time.perf_counter()
         rollout = self.collector.collect()
         collected = time.perf_counter()
@@ -131,9 +131,6 @@ class OnlineTraining:
             raise
         done = time.perf_counter()
         self.steps += rollout.num_steps
-        self.num_updates += 1
-        self.seconds["collect"] += collected - begin
-        self.seconds["update"] += done - collected
         metrics = (
             self.collector.statistics
             | {f"train/{name}": value for name, value in losses.items()}

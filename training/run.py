@@ -152,6 +152,17 @@ def build_manifest(command: Sequence[str], seed: int, device: str, resume: str) 
     }
 
 
+def note_resume(run: "RunDirectory", command: Sequence[str], step: int) -> None:
+    """Add to the manifest that the run goes on from a step."""
+    manifest = run.read_manifest()
+    entry = {
+        "command": list(command),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": step,
+    }
+    write_json(run.manifest_path, manifest | {"resumed": [*manifest.get("resumed", []), entry]})
+
+
 @contextmanager
 def _locked(path: Path) -> Generator[None, None, None]:
     """Hold the lock of a run; the system releases it when the process dies."""

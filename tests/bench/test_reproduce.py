@@ -14,7 +14,6 @@ from statewise.training.api import TrainedAgent, load
 from statewise.training.config import dump_config
 from statewise.training.log import read_metrics
 from statewise.training.online import OnlineTraining
-from statewise.training.progress import Progress
 from statewise.training.run import RunDirectory, RunError, build_manifest
 
 TOTAL = 600
@@ -93,7 +92,9 @@ def test_a_half_finished_run_goes_on_where_it_stopped(claim_file: Path) -> None:
     run = RunDirectory.create(path_of(claim_file), dump_config(config), manifest)
     with closing(OnlineTraining(config, trained.agent, vector, run)) as training:
         training.start()
-        training.train(Progress(TOTAL), until=TOTAL // 2)
+        while training.steps < TOTAL // 2:
+            training.iterate()
+        training.save()
     vector.close()
     before = read_metrics(run)
     row = arm.run_job(job(claim_file))

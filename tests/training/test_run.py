@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from statewise.training import run as run_module
-from statewise.training.run import RunDirectory, RunError, build_manifest, write_json
+from statewise.training.run import (
+    RunDirectory,
+    RunError,
+    build_manifest,
+    note_resume,
+    write_json,
+)
 
 
 def make(path: Path) -> RunDirectory:
@@ -173,3 +179,13 @@ def test_revision_is_that_of_the_tree_that_tracks_the_source(
     assert run_module.source_revision() == git("rev-parse", "HEAD")
     source.write_text("a = 2\n")
     assert run_module.source_revision() == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_a_manifest_tells_every_time_the_run_went_on(tmp_path: Path) -> None:
+    manifest = build_manifest(["statewise", "train", "x"], 0, "cpu", "exact")
+    run = RunDirectory.create(tmp_path / "run", "seed: 0\n", manifest)
+    for step in (10, 20):
+        note_resume(run, ["statewise", "train", "--resume", str(run.path)], step)
+    noted = run.read_manifest()
+    assert [entry["step"] for entry in noted.pop("resumed")] == [10, 20]
+    assert noted == manifest
