@@ -141,8 +141,8 @@ MUTATIONS = (
     Mutation(
         "cpu-real-backward-sign",
         f"{LINEAR}/linear_scan.cpp",
-        "dat[d]) + v * prev[d];",
-        "dat[d]) - v * prev[d];",
+        "if constexpr (need_a && varying) dat[d] = v * static_cast<A>(prev[d]);",
+        "if constexpr (need_a && varying) dat[d] = -v * static_cast<A>(prev[d]);",
         (EXACT,),
     ),
     Mutation(
@@ -155,8 +155,8 @@ MUTATIONS = (
     Mutation(
         "cpu-real-backward-index",
         f"{LINEAR}/linear_scan.cpp",
-        "prev[d] = static_cast<A>(h[offset - s.D + d]);",
-        "prev[d] = static_cast<A>(h[offset + d]);",
+        "else step(h + offset - s.D);",
+        "else step(h + offset);",
         (EXACT,),
     ),
     Mutation(
@@ -198,8 +198,8 @@ MUTATIONS = (
     Mutation(
         "cpu-complex-backward-index",
         f"{LINEAR}/linear_scan.cpp",
-        "prev[d] = static_cast<A>(h[offset - 2 * s.D + d]);",
-        "prev[d] = static_cast<A>(h[offset + d]);",
+        "else step(h + offset - 2 * s.D);",
+        "else step(h + offset);",
         (EXACT,),
     ),
     # the public linear scan
@@ -288,6 +288,14 @@ MUTATIONS = (
         "inside = torch.where(truncated, 0, inside)",
         "inside = torch.where(truncated, inside, inside)",
         (MIXTURES,),
+    ),
+    # collection
+    Mutation(
+        "collector-reset-one-row-early",
+        "training/collector.py",
+        "arrived.obs, arrived.is_first, arrived.reset",
+        "arrived.obs, arrived.is_first, arrived.terminated | arrived.truncated",
+        ("tests/training/test_collector.py",),
     ),
     # layers
     Mutation(

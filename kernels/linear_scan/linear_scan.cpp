@@ -49,6 +49,13 @@ Sizes sizes(const Tensor& b, bool pairs) {
   return s;
 }
 
+// Time runs backwards there, which the hardware's prefetcher does not follow by itself.
+template <typename X>
+void prefetch(const X* data, int64_t n) {
+  for (int64_t d = 0; d < n; d += 64 / static_cast<int64_t>(sizeof(X)))
+    __builtin_prefetch(data + d);
+}
+
 const bool* flags(const OptionalTensor& reset) {
   return reset.has_value() ? reset->const_data_ptr<bool>() : nullptr;
 }
@@ -91,18 +98,16 @@ void forward_real(const Sizes& s, Coefficients<A> a, const X* b, const A* h0, co
 }
 
 // Adjoint: v_t = g_t + a_{t+1} v_{t+1} unless t+1 is a reset; da_t = v_t prev_t; db_t = v_t.
-template <typename A, typename X>
+template <typename A, typename X, bool varying, bool need_a>
 void backward_real(const Sizes& s, Coefficients<A> a, const X* g, const A* g_last, const X* h,
-                   const A* h0, const bool* reset, const A* h_init, A* da, bool varying, X* db,
-                   A* dh0, A* dh_init) {
+                   const A* h0, const bool* reset, const A* h_init, A* da, X* db, A* dh0,
+                   A* dh_init) {
   at::parallel_for(0, s.B * s.blocks, s.grain, [&](int64_t begin, int64_t end) {
-    std::vector<A> carry_(s.block), zero(s.block, A(0)), sum(s.block), init_sum(s.block),
-        prev_(s.block);
+    std::vector<A> carry_(s.block), zero(s.block, A(0)), sum(s.block), init_sum(s.block);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row = task / s.blocks, d0 = (task % s.blocks) * s.block;
       const int64_t n = std::min(s.block, s.D - d0);
       A* __restrict carry = carry_.data();
-      A* __restrict prev = prev_.data();
       std::copy_n(g_last + row * s.D + d0, n, carry);
       std::fill(sum.begin(), sum.end(), A(0));
       std::fill(init_sum.begin(), init_sum.end(), A(0));
@@ -112,34 +117,32 @@ void backward_real(const Sizes& s, Coefficients<A> a, const X* g, const A* g_las
         const A* __restrict at_ = a.at(row, t) + d0;
         const X* __restrict gt = g + offset;
         X* __restrict dbt = db + offset;
-        if (da) {
-          if (cut) std::copy_n(h_init ? h_init + d0 : zero.data(), n, prev);
-          else if (t == 0) std::copy_n(h0 + row * s.D + d0, n, prev);
-          else
-            for (int64_t d = 0; d < n; ++d) prev[d] = static_cast<A>(h[offset - s.D + d]);
-          A* __restrict dat = varying ? da + offset : sum.data();
-#pragma omp simd
-          for (int64_t d = 0; d < n; ++d) {
-            const A v = static_cast<A>(gt[d]) + carry[d];
-            dbt[d] = static_cast<X>(v);
-            dat[d] = (varying ? A(0) : dat[d]) + v * prev[d];
-            carry[d] = at_[d] * v;
-          }
-        } else {
-#pragma omp simd
-          for (int64_t d = 0; d < n; ++d) {
-            const A v = static_cast<A>(gt[d]) + carry[d];
-            dbt[d] = static_cast<X>(v);
-            carry[d] = at_[d] * v;
-          }
+        A* __restrict dat = varying ? da + offset : sum.data();
+        if (t > 1) {
+          prefetch(gt - 2 * s.D, n);
+          if (varying) prefetch(a.at(row, t - 2) + d0, n);
+          if (need_a) prefetch(h + offset - 3 * s.D, n);
         }
+        const auto step = [&](const auto* __restrict prev) {
+#pragma omp simd
+          for (int64_t d = 0; d < n; ++d) {
+            const A v = static_cast<A>(gt[d]) + carry[d];
+            dbt[d] = static_cast<X>(v);
+            if constexpr (need_a && varying) dat[d] = v * static_cast<A>(prev[d]);
+            if constexpr (need_a && !varying) dat[d] += v * static_cast<A>(prev[d]);
+            carry[d] = at_[d] * v;
+          }
+        };
+        if (cut) step(h_init ? h_init + d0 : zero.data());
+        else if (t == 0) step(h0 + row * s.D + d0);
+        else step(h + offset - s.D);
         if (cut) {
           for (int64_t d = 0; d < n; ++d) init_sum[d] += carry[d];
           std::fill_n(carry, n, A(0));
         }
       }
       std::copy_n(carry, n, dh0 + row * s.D + d0);
-      if (da && !varying) std::copy_n(sum.data(), n, da + row * s.D + d0);
+      if (need_a && !varying) std::copy_n(sum.data(), n, da + row * s.D + d0);
       if (dh_init) std::copy_n(init_sum.data(), n, dh_init + row * s.D + d0);
     }
   });
@@ -186,22 +189,24 @@ void forward_complex(const Sizes& s, Coefficients<A> a, const X* b, const A* h0,
 }
 
 // As the real adjoint with conj(a) in the carry and conj(prev) in da.
-template <typename A, typename X>
+template <typename A, typename X, bool varying, bool need_a>
 void backward_complex(const Sizes& s, Coefficients<A> a, const X* g, const A* g_last, const X* h,
-                      const A* h0, const bool* reset, const A* h_init, A* da, bool varying, X* db,
-                      A* dh0, A* dh_init) {
+                      const A* h0, const bool* reset, const A* h_init, A* da, X* db, A* dh0,
+                      A* dh_init) {
   at::parallel_for(0, s.B * s.blocks, s.grain, [&](int64_t begin, int64_t end) {
-    std::vector<A> re_(s.block), im_(s.block), sum(2 * s.block), init_sum(2 * s.block),
-        prev_(2 * s.block);
+    std::vector<A> re_(s.block), im_(s.block), sum_re_(s.block), sum_im_(s.block),
+        init_sum(2 * s.block), zero(2 * s.block, A(0));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row = task / s.blocks, d0 = (task % s.blocks) * s.block;
       const int64_t n = std::min(s.block, s.D - d0);
       A* __restrict re = re_.data();
       A* __restrict im = im_.data();
-      A* __restrict prev = prev_.data();
+      A* __restrict sum_re = sum_re_.data();
+      A* __restrict sum_im = sum_im_.data();
       const A* last = g_last + 2 * (row * s.D + d0);
       for (int64_t d = 0; d < n; ++d) re[d] = last[2 * d], im[d] = last[2 * d + 1];
-      std::fill(sum.begin(), sum.end(), A(0));
+      std::fill(sum_re_.begin(), sum_re_.end(), A(0));
+      std::fill(sum_im_.begin(), sum_im_.end(), A(0));
       std::fill(init_sum.begin(), init_sum.end(), A(0));
       for (int64_t t = s.T - 1; t >= 0; --t) {
         const bool cut = reset && reset[row * s.T + t];
@@ -209,35 +214,32 @@ void backward_complex(const Sizes& s, Coefficients<A> a, const X* g, const A* g_
         const A* __restrict at_ = a.at(row, t) + 2 * d0;
         const X* __restrict gt = g + offset;
         X* __restrict dbt = db + offset;
-        const bool need = da != nullptr;
-        if (need) {
-          if (cut && h_init) std::copy_n(h_init + 2 * d0, 2 * n, prev);
-          else if (cut) std::fill_n(prev, 2 * n, A(0));
-          else if (t == 0) std::copy_n(h0 + 2 * (row * s.D + d0), 2 * n, prev);
-          else
-            for (int64_t d = 0; d < 2 * n; ++d)
-              prev[d] = static_cast<A>(h[offset - 2 * s.D + d]);
+        A* __restrict dat = varying ? da + offset : nullptr;
+        if (t > 1) {
+          prefetch(gt - 4 * s.D, 2 * n);
+          if (varying) prefetch(a.at(row, t - 2) + 2 * d0, 2 * n);
+          if (need_a) prefetch(h + offset - 6 * s.D, 2 * n);
         }
-        A* __restrict dat = need && varying ? da + offset : sum.data();
-#pragma omp simd
-        for (int64_t d = 0; d < n; ++d) {
-          const A vr = static_cast<A>(gt[2 * d]) + re[d];
-          const A vi = static_cast<A>(gt[2 * d + 1]) + im[d];
-          dbt[2 * d] = static_cast<X>(vr), dbt[2 * d + 1] = static_cast<X>(vi);
-          const A ar = at_[2 * d], ai = at_[2 * d + 1];
-          re[d] = ar * vr + ai * vi;
-          im[d] = ar * vi - ai * vr;
-        }
-        if (need) {
+        const auto step = [&](const auto* __restrict prev) {
 #pragma omp simd
           for (int64_t d = 0; d < n; ++d) {
-            const A vr = static_cast<A>(dbt[2 * d]), vi = static_cast<A>(dbt[2 * d + 1]);
-            const A pr = prev[2 * d], pi = prev[2 * d + 1];
-            const A sr = varying ? A(0) : dat[2 * d], si = varying ? A(0) : dat[2 * d + 1];
-            dat[2 * d] = sr + vr * pr + vi * pi;
-            dat[2 * d + 1] = si + vi * pr - vr * pi;
+            const A vr = static_cast<A>(gt[2 * d]) + re[d];
+            const A vi = static_cast<A>(gt[2 * d + 1]) + im[d];
+            dbt[2 * d] = static_cast<X>(vr), dbt[2 * d + 1] = static_cast<X>(vi);
+            const A ar = at_[2 * d], ai = at_[2 * d + 1];
+            re[d] = ar * vr + ai * vi;
+            im[d] = ar * vi - ai * vr;
+            if constexpr (need_a) {
+              const A pr = static_cast<A>(prev[2 * d]), pi = static_cast<A>(prev[2 * d + 1]);
+              const A dr = vr * pr + vi * pi, di = vi * pr - vr * pi;
+              if constexpr (varying) dat[2 * d] = dr, dat[2 * d + 1] = di;
+              else sum_re[d] += dr, sum_im[d] += di;
+            }
           }
-        }
+        };
+        if (cut) step(h_init ? h_init + 2 * d0 : zero.data());
+        else if (t == 0) step(h0 + 2 * (row * s.D + d0));
+        else step(h + offset - 2 * s.D);
         if (cut) {
           for (int64_t d = 0; d < n; ++d)
             init_sum[2 * d] += re[d], init_sum[2 * d + 1] += im[d];
@@ -246,10 +248,25 @@ void backward_complex(const Sizes& s, Coefficients<A> a, const X* g, const A* g_
       }
       A* first = dh0 + 2 * (row * s.D + d0);
       for (int64_t d = 0; d < n; ++d) first[2 * d] = re[d], first[2 * d + 1] = im[d];
-      if (da && !varying) std::copy_n(sum.data(), 2 * n, da + 2 * (row * s.D + d0));
+      if (need_a && !varying) {
+        A* sums = da + 2 * (row * s.D + d0);
+        for (int64_t d = 0; d < n; ++d) sums[2 * d] = sum_re[d], sums[2 * d + 1] = sum_im[d];
+      }
       if (dh_init) std::copy_n(init_sum.data(), 2 * n, dh_init + 2 * (row * s.D + d0));
     }
   });
+}
+
+template <typename A, typename X, bool varying, bool need_a>
+auto backward_of(bool pairs) {
+  return pairs ? backward_complex<A, X, varying, need_a> : backward_real<A, X, varying, need_a>;
+}
+
+template <typename A, typename X>
+auto backward_of(bool pairs, bool varying, bool need_a) {
+  if (varying)
+    return need_a ? backward_of<A, X, true, true>(pairs) : backward_of<A, X, true, false>(pairs);
+  return need_a ? backward_of<A, X, false, true>(pairs) : backward_of<A, X, false, false>(pairs);
 }
 
 // ---------------------------------------------------------------- entry points
@@ -311,10 +328,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_scan_backward(
   dispatch_dtype(h, [&](auto accumulate, auto stored) {
     using A = decltype(accumulate);
     using X = decltype(stored);
-    const auto run = pairs ? backward_complex<A, X> : backward_real<A, X>;
+    const auto run = backward_of<A, X>(pairs, varying, need_a);
     run(s, coefficients<A>(a, varying), g.const_data_ptr<X>(), g_last.const_data_ptr<A>(),
         h.const_data_ptr<X>(), h0.const_data_ptr<A>(), flags(reset), optional_data<A>(h_init),
-        need_a ? da.mutable_data_ptr<A>() : nullptr, varying, db.mutable_data_ptr<X>(),
+        need_a ? da.mutable_data_ptr<A>() : nullptr, db.mutable_data_ptr<X>(),
         dh0.mutable_data_ptr<A>(), h_init.has_value() ? dh_init.mutable_data_ptr<A>() : nullptr);
   });
   // Rows were kept apart so that the order of this sum is fixed.
