@@ -96,7 +96,12 @@ class ActorCritic(nn.Module):
     ):
         super().__init__()
         width = config.sequence.d_model
-        d_out = int(encoder.d_out)  # type: ignore[arg-type]
+        d_out = getattr(encoder, "d_out", None)
+        if not isinstance(d_out, int):
+            raise ValueError(
+                f"encoder: expected a module with d_out, the width of its features, got {d_out!r} "
+                f"on {type(encoder).__name__}: set self.d_out"
+            )
         self.encoder = encoder
         self.project = nn.Identity() if d_out == width else nn.Linear(d_out, width)
         self.sequence = build_sequence(config.sequence)

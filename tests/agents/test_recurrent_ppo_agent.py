@@ -173,6 +173,18 @@ def test_an_encoder_of_another_width_is_projected() -> None:
     assert not torch.equal(before["encoder.linear.weight"], agent.network.encoder.linear.weight)
 
 
+def test_an_encoder_without_a_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a module with d_out.*on Linear: set self.d_out"):
+        RecurrentPPO(
+            make_config(),
+            OBS_SPACE,
+            DISCRETE,
+            total_steps=99,
+            seed=0,
+            encoder=lambda space: torch.nn.Linear(3, 8),
+        )
+
+
 # --- seeds and saved states
 
 
