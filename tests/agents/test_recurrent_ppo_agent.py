@@ -174,7 +174,9 @@ def test_an_encoder_of_another_width_is_projected() -> None:
 
 
 def test_an_encoder_without_a_width_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a module with d_out.*on Linear: set self.d_out"):
+    with pytest.raises(
+        ValueError, match=r"expected a module with d_out.*on Linear: set self.d_out"
+    ):
         RecurrentPPO(
             make_config(),
             OBS_SPACE,
