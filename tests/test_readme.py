@@ -32,7 +32,16 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_OURS = {"build", "dist", "runs"}
 # Long enough for an episode of every preset named here to end.
 STEPS = 240
-TINY = ["--total_steps", str(STEPS), "--rollout_steps", "64", "--env.num_envs", "8"]
+TINY = [
+    "--total_steps",
+    str(STEPS),
+    "--rollout_steps",
+    "64",
+    "--env.num_envs",
+    "4",
+    "--agent.num_minibatches",
+    "4",
+]
 RUNS = {
     "runs/ppo-repeat_previous_easy-1": "ppo/repeat_previous_easy",
     "runs/ppo-cartpole-1": "ppo/cartpole",
@@ -74,7 +83,12 @@ def with_a_tiny_claim(words: list[str]) -> list[str]:
             {
                 "name": "s5",
                 "preset": "ppo/repeat_previous_easy",
-                "overrides": {"total_steps": STEPS, "rollout_steps": 64, "env.num_envs": 8},
+                "overrides": {
+                    "total_steps": STEPS,
+                    "rollout_steps": 64,
+                    "env.num_envs": 4,
+                    "agent.num_minibatches": 4,
+                },
             }
         ],
         "checks": [{"arm": "s5", "statistic": "mean", "at_least": -10}],
