@@ -1,6 +1,9 @@
 """Which backend runs an op: one pure rule, queryable, never silent about a fallback."""
 
 import functools
+import importlib
+import importlib.util
+import types
 import warnings
 from typing import Literal
 
@@ -8,8 +11,9 @@ import torch
 
 from statewise.kernels import extension
 
-Backend = Literal["auto", "reference", "torch", "cpu"]
-BACKENDS: tuple[Backend, ...] = ("reference", "torch", "cpu")
+Backend = Literal["auto", "reference", "torch", "cpu", "triton"]
+BACKENDS: tuple[Backend, ...] = ("reference", "torch", "cpu", "triton")
+OLDEST_GPU = (7, 5)  # compute capability that Triton serves
 _ACCUMULATE = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
@@ -29,6 +33,19 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return _ACCUMULATE[dtype]
 
 
+def launcher(op: str, backend: str) -> types.ModuleType:
+    """Return the module `kernels/<op>/<backend>.py`; imports it at the first use of the backend.
+
+    Loads the C++ kernel as well: a program exported elsewhere has not asked `select_backend`.
+
+    Raises:
+        BackendError: the kernel is not there.
+    """
+    if backend == "cpu" and (reason := extension.reason_missing(op)):
+        raise BackendError(f"{op}: the cpu backend cannot run: {reason}")
+    return importlib.import_module(f"statewise.kernels.{op}.{backend}")
+
+
 @functools.cache
 def _warn_fallback(reason: str) -> None:
     warnings.warn(
@@ -38,54 +55,96 @@ def _warn_fallback(reason: str) -> None:
     )
 
 
+# Called while a graph is traced as well; within one process the answer never changes.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@functools.cache
+def triton_missing(device_type: str) -> str:
+    """Return "" if Triton kernels can run on tensors of this device type, else why not.
+
+    Triton's interpreter runs them on CPU tensors, for tests: TRITON_INTERPRET=1 must be in the
+    environment before triton is imported.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    import triton
+
+    interpreted = bool(triton.knobs.runtime.interpret)
+    if device_type == "cpu":
+        return "" if interpreted else "it needs CUDA tensors, got CPU tensors"
+    if device_type != "cuda":
+        return f"it needs CUDA tensors, got {device_type} tensors"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST_GPU:
+        return f"it needs compute capability {OLDEST_GPU}, got {capability}"
+    return ""
+
+
 def select_backend(
     op: str, device: torch.device, dtype: torch.dtype, requested: Backend = "auto"
 ) -> Backend:
     """Choose the backend of `op` for tensors of this device and dtype.
 
-    "auto" is the C++ kernel for CPU tensors where it could be built, else plain torch. An
-    explicit name wins.
+    "auto" is the C++ kernel for CPU tensors where it could be built, the Triton kernel for CUDA
+    tensors where Triton runs, else plain torch. An explicit name wins.
 
     Raises:
         BackendError: `requested` cannot run, with the reason.
     """
     accumulate_dtype(dtype)
     if requested == "auto":
-        if device.type != "cpu":
-            return "torch"
-        if torch.compiler.is_compiling() and not _loaded():
-            return "torch"
-        reason = extension.reason_missing()
-        if reason:
-            _warn_fallback(reason)
-            return "torch"
-        return "cpu"
+        return _automatic(op, device)
     if requested not in BACKENDS:
         raise BackendError(f"{op}: expected a backend of {', '.join(BACKENDS)}, got {requested!r}")
+    reason = ""
     if requested == "cpu":
         if device.type != "cpu":
             raise BackendError(f"{op}: the cpu backend needs CPU tensors, got {device}")
-        reason = extension.reason_missing()
-        if reason:
-            raise BackendError(f"{op}: the cpu backend cannot run: {reason}")
+        reason = extension.reason_missing(op)
+    elif requested == "triton":
+        reason = triton_missing(device.type)
+    if reason:
+        raise BackendError(f"{op}: the {requested} backend cannot run: {reason}")
     return requested
 
 
-def _loaded() -> bool:
-    return hasattr(torch.ops.statewise_cpu, "linear_scan_forward")
+def _automatic(op: str, device: torch.device) -> Backend:
+    if device.type == "cuda":
+        return "torch" if triton_missing("cuda") else "triton"
+    if device.type != "cpu":
+        return "torch"
+    if torch.compiler.is_compiling() and not extension.loaded(op):
+        return "torch"
+    reason = extension.reason_missing(op)
+    if reason:
+        _warn_fallback(reason)
+        return "torch"
+    return "cpu"
 
 
 def available() -> dict[str, str]:
     """Return backend -> "" if it can run here, else the reason why not."""
-    return {"reference": "", "torch": "", "cpu": extension.reason_missing()}
+    reasons = {op: extension.reason_missing(op) for op in extension.OPS}
+    cpu = [f"{op}: {reason}" for op, reason in reasons.items() if reason]
+    same = len(cpu) == len(extension.OPS) and len(set(reasons.values())) == 1
+    return {
+        "reference": "",
+        "torch": "",
+        "cpu": next(iter(reasons.values())) if same else "; ".join(cpu),
+        "triton": triton_missing("cuda"),
+        "jax": "" if importlib.util.find_spec("jax") else "jax is not installed: pip install jax",
+    }
 
 
 def explain() -> list[str]:
     """Return lines that tell which backend serves which device, for `statewise doctor`."""
+    reasons = available()
     lines = [
         f"{name}: {'ready' if not reason else 'not available, ' + reason}"
-        for name, reason in available().items()
+        for name, reason in reasons.items()
     ]
-    serves = "torch" if extension.reason_missing() else "cpu"
-    lines.append(f"auto: {serves} for CPU tensors, torch for other devices")
+    on_cpu = "torch" if reasons["cpu"] else "cpu"
+    on_cuda = "torch" if reasons["triton"] else "triton"
+    lines.append(f"auto: {on_cpu} for CPU tensors, {on_cuda} for CUDA tensors, torch elsewhere")
     return lines

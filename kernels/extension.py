@@ -1,8 +1,8 @@
-"""Build and load the C++ kernels, once per machine.
+"""Build and load the C++ kernels, one library per op, once per machine.
 
-`python -m statewise.kernels` builds them ahead of time; otherwise the first scan on
-the CPU does. The library is kept in a cache folder whose name holds the torch version, the
-sources, the flags and the processor's features, so that nothing stale or foreign is ever loaded.
+`python -m statewise.kernels` builds all of them ahead of time; otherwise the first call of an op on
+the CPU builds its own. A library is kept in a cache folder whose name holds the torch version, the
+source, the flags and the processor's features, so that nothing stale or foreign is ever loaded.
 A failed build is remembered there too; building by hand tries again.
 """
 
@@ -16,16 +16,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import ninja
 import torch
 
-SOURCES = tuple(
-    Path(__file__).resolve().parent / name
-    for name in ("linear_scan/linear_scan.cpp", "discounted_scan/discounted_scan.cpp")
+OPS = (
+    "linear_scan",
+    "discounted_scan",
+    "selective_scan",
+    "ssm_scan_lti",
+    "ssd_scan",
+    "causal_conv1d",
+    "convolution",
 )
+SOURCES = {op: Path(__file__).resolve().parent / op / f"{op}.cpp" for op in OPS}
+OPS = tuple(op for op in OPS if SOURCES[op].exists())  # TEMPORARY while the kernels are written
 # No -ffast-math: it would break the handling of NaN at resets.
 FLAGS = (
     "-O3",
@@ -47,15 +55,14 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith("flags")), platform.machine())
 
 
-def cache_folder() -> Path:
-    """Return the folder that holds the library for this torch, source, flags and processor."""
+def cache_folder(op: str) -> Path:
+    """Return the folder that holds the library of `op` for this torch, source and processor."""
     digest = hashlib.sha256()
     for text in (torch.__version__, sys.version, _processor(), *FLAGS):
         digest.update(text.encode())
-    for source in SOURCES:
-        digest.update(source.read_bytes())
+    digest.update(SOURCES[op].read_bytes())
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "statewise" / f"kernels-{digest.hexdigest()[:16]}"
+    return root / "statewise" / f"{op}-{digest.hexdigest()[:16]}"
 
 
 def compiler() -> str | None:
@@ -74,24 +81,28 @@ def _ninja_on_path() -> Iterator[None]:
         os.environ["PATH"] = before
 
 
-def _build(folder: Path) -> None:
+def _name(op: str) -> str:
+    return f"statewise_{op}"
+
+
+def _build(op: str, folder: Path) -> None:
     from torch.utils import cpp_extension
 
     # A build that was killed leaves this file behind, and the next one would wait for it forever.
     (folder / "lock").unlink(missing_ok=True)
     with _ninja_on_path():
         cpp_extension.load(
-            name="statewise_cpu",
-            sources=[str(source) for source in SOURCES],
+            name=_name(op),
+            sources=[str(SOURCES[op])],
             extra_cflags=list(FLAGS),
             build_directory=str(folder),
             is_python_module=False,
         )
 
 
-def _load_or_build(*, retry: bool) -> str:
-    folder = cache_folder()
-    library, failure = folder / "statewise_cpu.so", folder / FAILURE
+def _load_or_build(op: str, *, retry: bool) -> str:
+    folder = cache_folder(op)
+    library, failure = folder / f"{_name(op)}.so", folder / FAILURE
     if not library.exists() and compiler() is None:
         return "no C++ compiler found: install g++ or clang++"
     try:
@@ -103,14 +114,14 @@ def _load_or_build(*, retry: bool) -> str:
             if failure.exists():
                 return failure.read_text().strip()
             if not (folder / "complete").exists():
-                _log.warning("building the cpu kernels, once, about half a minute")
-                _build(folder)
+                _log.warning("building the cpu kernel of %s, once, about half a minute", op)
+                _build(op, folder)
                 (folder / "complete").touch()
             else:
                 torch.ops.load_library(library)
     except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"the build failed ({lines[0]}): python -m statewise.kernels shows it"
+        reason = f"the build failed ({lines[0]}): python -m statewise.kernels {op} shows it"
         if folder.is_dir() and not isinstance(error, OSError):
             failure.write_text(reason)
         return reason
@@ -118,22 +129,43 @@ def _load_or_build(*, retry: bool) -> str:
 
 
 @functools.cache
-def _reason() -> str:
-    return _load_or_build(retry=False)
+def _reason(op: str) -> str:
+    return _load_or_build(op, retry=False)
 
 
 # The compiler must not trace into the build; within one process the answer never changes.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def reason_missing() -> str:
-    """Return "" if the C++ kernels are loaded (building them if need be), else why not."""
-    return _reason()
+def reason_missing(op: str) -> str:
+    """Return "" if the C++ kernel of `op` is loaded (building it if need be), else why not."""
+    return _reason(op)
 
 
-def main() -> int:
-    """Build the kernels now, whatever happened before; return an exit status."""
-    reason = _load_or_build(retry=True)
-    where = cache_folder()
-    sys.stdout.write(
-        f"cpu kernels: not available, {reason}\n" if reason else f"cpu kernels: ready in {where}\n"
-    )
-    return 0  # the torch backend serves without them
+def loaded(op: str) -> bool:
+    """Tell whether the C++ kernel of `op` is in this process already; builds nothing."""
+    return hasattr(torch.ops.statewise_cpu, f"{op}_forward")
+
+
+def _build_apart(op: str) -> str:
+    """Build one kernel in a process of its own; return what it printed."""
+    command = [sys.executable, "-m", "statewise.kernels", op]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def main(argv: list[str]) -> int:
+    """Build the kernels of the named ops now, of all without a name; return an exit status.
+
+    The status is 0 also where a build fails: the torch backend serves.
+    """
+    if len(argv) == 1 and argv[0] in OPS:
+        reason = _load_or_build(argv[0], retry=True)
+        where = f"ready in {cache_folder(argv[0])}"
+        sys.stdout.write(f"{argv[0]}: {f'not available, {reason}' if reason else where}\n")
+        return 0
+    unknown = [op for op in argv if op not in OPS]
+    if unknown:
+        sys.stderr.write(f"expected ops of {', '.join(OPS)}, got {unknown[0]!r}\n")
+        return 2
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        for line in pool.map(_build_apart, argv or OPS):
+            sys.stdout.write(line)
+    return 0

@@ -3,12 +3,13 @@
     v = norm(x);  v = layer(v);  v = norm(v) if after_norm;  v = gate(v);  x = x + v
 
 Gates, with g = gelu (tanh form): full_glu (W1 g(v)) * sigmoid(W2 g(v)); half_glu1 g(v) *
-sigmoid(W g(v)); half_glu2 v * sigmoid(W g(v)); gelu g(v). Orders and names as in Smith et al.
+sigmoid(W g(v)); half_glu2 v * sigmoid(W g(v)); gelu g(v); none v. "mlp" is no gate but a second
+residual branch, x = x + W2 gelu(W1 norm(x)), as in transformers. Orders and names as in Smith et al.
 2023 and Lu et al. 2023.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -17,16 +18,21 @@ from torch import Tensor, nn
 from statewise.ssm.protocol import Cache, SequenceModel, State
 
 
+Norm = Literal["layer", "rms", "none"]
+Gate = Literal["full_glu", "half_glu1", "half_glu2", "gelu", "mlp", "none"]
+MLP_WIDTH = 4  # times the width of the block
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """What surrounds each layer; "plain" is the bare layer and takes none of the rest."""
 
     kind: Literal["residual", "plain"] = "residual"
-    norm: Literal["layer", "rms", "none"] = "layer"
+    norm: Literal["auto", "layer", "rms", "none"] = "auto"  # auto: what the layer's paper has
     norm_position: Literal["pre", "post"] = "pre"  # before the layer, or after the residual sum
     after_norm: Literal["none", "shared"] = "none"  # the same norm again after the layer
     norm_eps: float = 1e-5  # > 0
-    gate: Literal["full_glu", "half_glu1", "half_glu2", "gelu", "none"] = "full_glu"
+    gate: Literal["auto", "full_glu", "half_glu1", "half_glu2", "gelu", "mlp", "none"] = "auto"
 
     def __post_init__(self) -> None:
         if self.norm_eps <= 0:
@@ -34,11 +40,22 @@ class BlockConfig:
         if self.after_norm == "shared" and self.norm == "none":
             raise ValueError('after_norm: "shared" repeats the norm, but norm is "none"')
         if self.kind == "plain" and (self.norm, self.norm_position, self.gate) != (
-            "layer",
+            "auto",
             "pre",
-            "full_glu",
+            "auto",
         ):
             raise ValueError("kind: a plain block has no norm and no gate: remove those settings")
+
+
+def resolve(config: BlockConfig, norm: Norm, gate: Gate) -> BlockConfig:
+    """Replace "auto" by what the row of a layer says; a plain block keeps it."""
+    if config.kind == "plain":
+        return config
+    return replace(
+        config,
+        norm=norm if config.norm == "auto" else config.norm,
+        gate=gate if config.gate == "auto" else config.gate,
+    )
 
 
 def _norm(config: BlockConfig, d_model: int) -> nn.Module | None:
@@ -54,12 +71,21 @@ class Block(nn.Module):
     def __init__(self, layer: SequenceModel, config: BlockConfig | None = None):
         super().__init__()
         assert isinstance(layer, nn.Module)
-        self.config = config = BlockConfig() if config is None else config
+        config = resolve(BlockConfig() if config is None else config, "layer", "full_glu")
+        self.config = config
         self.d_in = self.d_out = d_model = layer.d_out
         self.layer = layer
         residual = config.kind == "residual"
         self.norm = _norm(config, d_model) if residual else None
         self.gate: nn.Linear | None = None
+        self.mlp: nn.Sequential | None = None
+        if residual and config.gate == "mlp":
+            self.mlp = nn.Sequential(
+                _norm(config, d_model) or nn.Identity(),
+                nn.Linear(d_model, MLP_WIDTH * d_model),
+                nn.GELU(approximate="tanh"),
+                nn.Linear(MLP_WIDTH * d_model, d_model),
+            )
         if residual and config.gate.endswith(("glu", "glu1", "glu2")):
             self.gate = nn.Linear(d_model, 2 * d_model if config.gate == "full_glu" else d_model)
 
@@ -84,7 +110,9 @@ class Block(nn.Module):
         v, *states = run(norm(x) if norm is not None and pre else x)
         if norm is not None and config.after_norm == "shared":
             v = norm(v)
-        y = x + self._mix(v)
+        y = x + (v if self.mlp is not None else self._mix(v))
+        if self.mlp is not None:
+            y = y + self.mlp(y)
         return norm(y) if norm is not None and not pre else y, *states
 
     def initial_state(self, batch_size: int) -> State:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from statewise.kernels import Backend
-from statewise.ssm.block import Block, BlockConfig
+from statewise.ssm.block import Block, BlockConfig, Gate, Norm, resolve
 from statewise.ssm.gru import GRULayer
 from statewise.ssm.lru import LRUConfig, LRULayer
 from statewise.ssm.lstm import LSTMLayer
@@ -50,6 +50,9 @@ class SequenceRow(NamedTuple):
     make: Callable[[SequenceConfig], SequenceModel]
     about: str
     page: str
+    norm: Norm = "layer"
+    """Of its block, where the configuration leaves it open."""
+    gate: Gate = "full_glu"
 
 
 SEQUENCES: dict[str, SequenceRow] = {
@@ -79,4 +82,5 @@ SEQUENCES: dict[str, SequenceRow] = {
 def build_sequence(config: SequenceConfig) -> Stack:
     """Return the stack that `config` describes."""
     row = SEQUENCES[config.kind]
-    return Stack([Block(row.make(config), config.block) for _ in range(config.num_layers)])
+    block = resolve(config.block, row.norm, row.gate)
+    return Stack([Block(row.make(config), block) for _ in range(config.num_layers)])

@@ -66,7 +66,7 @@ def _kernels() -> list[tuple[str, str]]:
         rows.append((name, text))
     found = extension.compiler()
     rows.append(("compiler", found or "none found: install g++ or clang++"))
-    rows.append(("cache", str(extension.cache_folder())))
+    rows.append(("cache", str(extension.cache_folder("linear_scan").parent)))
     return rows
 
 

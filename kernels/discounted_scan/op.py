@@ -15,17 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statewise.kernels.discounted_scan import cpu as cpu_backend
 from statewise.kernels.discounted_scan import reference
-from statewise.kernels.discounted_scan import torch as torch_backend
-from statewise.kernels.dispatch import Backend, select_backend
-
-_LAUNCHERS = {"torch": torch_backend, "cpu": cpu_backend}
-
+from statewise.kernels.dispatch import Backend, launcher, select_backend
 
 @torch.library.custom_op("statewise::discounted_scan", mutates_args=())
 def _discounted_scan(x: Tensor, discount: Tensor, last: Tensor, backend: str) -> Tensor:
-    return _LAUNCHERS[backend].forward(x, discount, last)
+    return launcher("discounted_scan", backend).forward(x, discount, last)
 
 
 @_discounted_scan.register_fake
@@ -37,7 +32,7 @@ def _(x: Tensor, discount: Tensor, last: Tensor, backend: str) -> Tensor:
 def _discounted_scan_backward(
     grad: Tensor, discount: Tensor, y: Tensor, last: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _LAUNCHERS[backend].backward(grad, discount, y, last)
+    return launcher("discounted_scan", backend).backward(grad, discount, y, last)
 
 
 @_discounted_scan_backward.register_fake

@@ -342,7 +342,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_scan_backward(
 
 }  // namespace
 
-TORCH_LIBRARY(statewise_cpu, m) {
+TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
   m.def(
       "linear_scan_forward(Tensor a, Tensor b, Tensor h0, Tensor? reset, Tensor? h_init, "
       "bool pairs) -> (Tensor, Tensor)",

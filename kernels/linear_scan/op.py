@@ -15,13 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statewise.kernels.dispatch import Backend, accumulate_dtype, select_backend
-from statewise.kernels.linear_scan import cpu as cpu_backend
+from statewise.kernels.dispatch import Backend, accumulate_dtype, launcher, select_backend
 from statewise.kernels.linear_scan import reference
-from statewise.kernels.linear_scan import torch as torch_backend
-
-_LAUNCHERS = {"torch": torch_backend, "cpu": cpu_backend}
-
 
 @torch.library.custom_op("statewise::linear_scan", mutates_args=())
 def _linear_scan(
@@ -33,7 +28,7 @@ def _linear_scan(
     pairs: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return _LAUNCHERS[backend].forward(a, b, h0, reset, h_init, pairs)
+    return launcher("linear_scan", backend).forward(a, b, h0, reset, h_init, pairs)
 
 
 @_linear_scan.register_fake
@@ -62,7 +57,7 @@ def _linear_scan_backward(
     need_a: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _LAUNCHERS[backend].backward(grad_h, grad_last, a, h, h0, reset, h_init, pairs, need_a)
+    return launcher("linear_scan", backend).backward(grad_h, grad_last, a, h, h0, reset, h_init, pairs, need_a)
 
 
 @_linear_scan_backward.register_fake

@@ -16,7 +16,7 @@ REASON = "no compiler in this test"
 
 @pytest.fixture
 def _without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension, "reason_missing", lambda: REASON)
+    monkeypatch.setattr(extension, "reason_missing", lambda op: REASON)
     dispatch._warn_fallback.cache_clear()
 
 
@@ -44,7 +44,7 @@ def test_a_backend_that_cannot_serve_the_device_is_refused_with_the_reason():
 
 
 def test_an_unknown_backend_is_refused_with_the_names_there_are():
-    with pytest.raises(BackendError, match=r"reference, torch, cpu.*'fast'"):
+    with pytest.raises(BackendError, match=r"reference, torch, cpu, triton.*'fast'"):
         linear_scan(torch.ones(1, 2, 3), torch.ones(1, 2, 3), backend="fast")
 
 
@@ -90,41 +90,41 @@ def test_the_explanation_says_that_the_cpu_kernel_serves():
 
 
 def test_without_a_compiler_the_reason_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(extension, "cache_folder", lambda: tmp_path / "empty")
+    monkeypatch.setattr(extension, "cache_folder", lambda op: tmp_path / op)
     monkeypatch.setattr(extension, "compiler", lambda: None)
-    assert "install g++" in extension._load_or_build(retry=False)
+    assert "install g++" in extension._load_or_build("linear_scan", retry=False)
 
 
 def test_a_failed_build_is_remembered_until_it_is_asked_for_by_hand(monkeypatch, tmp_path, capsys):
     builds: list[Path] = []
 
-    def broken_build(folder: Path) -> None:
+    def broken_build(op: str, folder: Path) -> None:
         builds.append(folder)
         raise RuntimeError("error: expected ';'")
 
-    monkeypatch.setattr(extension, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(extension, "cache_folder", lambda op: tmp_path / op)
     monkeypatch.setattr(extension, "_build", broken_build)
-    first = extension._load_or_build(retry=False)
-    second = extension._load_or_build(retry=False)
+    first = extension._load_or_build("linear_scan", retry=False)
+    second = extension._load_or_build("linear_scan", retry=False)
     assert "expected ';'" in first
     assert first == second
     assert len(builds) == 1
-    extension.main()
+    extension.main(["linear_scan"])
     assert len(builds) == 2
     assert "not available" in capsys.readouterr().out
 
 
 def test_the_library_is_kept_per_source_flags_and_torch_version(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = extension.cache_folder()
+    folder = extension.cache_folder("linear_scan")
     assert folder.is_relative_to(tmp_path)
-    assert extension.cache_folder() == folder
+    assert extension.cache_folder("linear_scan") == folder
     monkeypatch.setattr(extension, "FLAGS", ("-O0",))
-    other_flags = extension.cache_folder()
+    other_flags = extension.cache_folder("linear_scan")
     changed = tmp_path / "cpu.cpp"
     changed.write_text("// another source")
-    monkeypatch.setattr(extension, "SOURCES", (changed,))
-    assert len({folder, other_flags, extension.cache_folder()}) == 3
+    monkeypatch.setitem(extension.SOURCES, "linear_scan", changed)
+    assert len({folder, other_flags, extension.cache_folder("linear_scan")}) == 3
     assert "-ffast-math" not in " ".join(extension.FLAGS)
 
 

@@ -10,8 +10,9 @@ from statewise.ssm.block import BlockConfig
 from statewise.ssm.lru import LRUConfig, LRULayer
 from statewise.ssm.s5 import S5Config, S5Layer
 from tests.kernels.scan_cases import BACKENDS
+from tests.ssm import variants_attention, variants_lti, variants_selective
 
-WIDTH = 4
+WIDTH = 4  # of the layers in the variants_* files, too
 
 
 def _bare(kind: str) -> Callable[[], SequenceModel]:
@@ -48,6 +49,9 @@ LAYERS: dict[str, Callable[[], SequenceModel]] = {
     "s5-blocks-wide": _s5(state_size=12, blocks=3),
     "s5-all-pairs": _s5(state_size=5, conj_sym=False, c_init="complex_normal"),
     "s5-clip": _s5(re_param="clip", c_init="lecun_normal"),
+    **variants_lti.LAYERS,
+    **variants_selective.LAYERS,
+    **variants_attention.LAYERS,
     "lru-long": _lru(state_size=7, r_min=0.9, r_max=0.999, max_phase=0.314),
 }
 STACKS: dict[str, Callable[[], SequenceModel]] = {
