@@ -31,6 +31,7 @@ from statewise.nets.distributions import Distribution
 from statewise.nets.encoder import Encoder, EncoderConfig
 from statewise.nets.heads import PolicyHead, ValueHead
 from statewise.ssm.build import SequenceConfig, build_sequence
+from statewise.ssm.groups import parameter_groups
 from statewise.ssm.protocol import Cache, State
 from statewise.ssm.state import take
 
@@ -56,6 +57,8 @@ class RecurrentPPOConfig:
 
     learning_rate: float = 3e-4  # > 0, Adam
     anneal: Literal["linear", "constant"] = "linear"  # to 0 over the run's steps
+    ssm_lr_factor: float = 1.0  # > 0, learning rate of state-space parameters, relative
+    weight_decay: float = 0.0  # >= 0, decoupled; never of state-space parameters, norms, biases
     adam_eps: float = 1e-5  # > 0
     num_epochs: int = 4  # >= 1
     num_minibatches: int = 4  # >= 1, divides the number of environments
@@ -68,16 +71,18 @@ class RecurrentPPOConfig:
     reward_scale: float = 1.0  # > 0; make an episode worth about 1
     truncation: Literal["bootstrap", "terminate"] = "bootstrap"
     normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # over what
+    precision: Literal["float32", "bfloat16"] = "float32"  # of products; states stay float32
     loss_scale: LossScale = field(default_factory=LossScale)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     head_hidden: tuple[int, ...] = (64,)  # widths of the hidden layers of both heads
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "adam_eps", "clip", "max_grad_norm", "reward_scale"):
+        positive = ("learning_rate", "ssm_lr_factor", "adam_eps", "clip", "max_grad_norm")
+        for name in (*positive, "reward_scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        for name in ("value_clip", "target_kl"):
+        for name in ("value_clip", "target_kl", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 (off) or more, got {getattr(self, name)}")
         for name in ("num_epochs", "num_minibatches"):
@@ -116,7 +121,7 @@ class ActorCritic(nn.Module):
         return self.policy(y), self.value(y), state
 
     def step(
-        self, obs: dict[str, Tensor], state: State, reset: Tensor, cache: Cache
+        self, obs: dict[str, Tensor], state: State, reset: Tensor, cache: Cache | None
     ) -> tuple[Distribution, Tensor, State]:
         """Run one step (B)."""
         y, state = self.sequence.step(self.project(self.encoder(obs)), state, reset, cache=cache)
@@ -224,7 +229,7 @@ class RecurrentPPO:
             torch.manual_seed(seed)
             front = Encoder(obs_space, config.encoder) if encoder is None else encoder(obs_space)
             self.network = ActorCritic(config, action_space, front).to(self.device)
-        self._adam: torch.optim.Adam | None = None
+        self._adam: torch.optim.AdamW | None = None
         self._moments: dict[str, Any] = {}
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.shuffle = torch.Generator().manual_seed(seed)
@@ -248,7 +253,8 @@ class RecurrentPPO:
         """Choose actions; extras are `value` and `log_prob`, each (B,). See `Agent`."""
         if self._cache is None:
             self._cache = self.network.sequence.prepare_step()
-        policy, value, state = self.network.step(obs, state, reset, self._cache)
+        with self._autocast():
+            policy, value, state = self.network.step(obs, state, reset, self._cache)
         action = policy.sample(self.generator) if explore else policy.mode()
         return action, {"value": value, "log_prob": policy.log_prob(action)}, state
 
@@ -292,19 +298,25 @@ class RecurrentPPO:
         }
 
     @property
-    def optimizer(self) -> torch.optim.Adam:
+    def optimizer(self) -> torch.optim.AdamW:
         """The optimiser, made when it is first needed: torch takes seconds to import it."""
         if self._adam is None:
-            self._adam = torch.optim.Adam(
-                self.network.parameters(),
-                lr=self.config.learning_rate,
-                eps=self.config.adam_eps,
-                fused=True,
+            groups = parameter_groups(
+                self.network,
+                learning_rate=self.config.learning_rate,
+                weight_decay=self.config.weight_decay,
+                ssm_factor=self.config.ssm_lr_factor,
             )
+            # Without weight decay this is Adam.
+            self._adam = torch.optim.AdamW(groups, eps=self.config.adam_eps, fused=True)
             moments = {int(i): entry for i, entry in self._moments.items()}
             groups = self._adam.state_dict()["param_groups"]
             self._adam.load_state_dict({"state": moments, "param_groups": groups})
         return self._adam
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _set_learning_rate(self) -> float:
         left = 1.0
@@ -312,7 +324,7 @@ class RecurrentPPO:
             left = max(0.0, 1.0 - self.steps_seen / self.total_steps)
         rate = self.config.learning_rate * left
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_factor"]
         return rate
 
     def _minibatches(self, num_rows: int) -> Iterator[Tensor]:
@@ -325,11 +337,12 @@ class RecurrentPPO:
     ) -> dict[str, Tensor]:
         config, step, valid = self.config, batch.step, batch.step.valid[rows]
         # The state was stored at collection time and is not differentiated.
-        policy, value, _ = self.network(
-            {key: x[rows] for key, x in step.obs.items()},
-            take(batch.state, rows),
-            step.reset[rows],
-        )
+        with self._autocast():
+            policy, value, _ = self.network(
+                {key: x[rows] for key, x in step.obs.items()},
+                take(batch.state, rows),
+                step.reset[rows],
+            )
         adv = advantage[rows]
         if config.normalize_advantage == "minibatch":
             adv = standardize(adv, valid)

@@ -164,7 +164,8 @@ class Encoder(nn.Module):
         self._indices = _entries({key: s for key, s in leaves.items() if _counts(s)})
         self._num_categories = sum(counts)
         # All one-hot vectors lie side by side; each index is moved to the start of its own.
-        self.register_buffer("_starts", torch.tensor([0, *counts]).cumsum(0)[:-1], persistent=False)
+        starts = torch.tensor([0, *counts]).cumsum(0)[:-1].clone()  # no view: exports save storages
+        self.register_buffer("_starts", starts, persistent=False)
         self._image_keys = list(images)
         self.images = nn.ModuleList(_Image(_shape(s), config) for s in images.values())
 

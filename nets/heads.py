@@ -101,7 +101,7 @@ class MLP(nn.Module):
         x = F.linear(x.to(weight.dtype), weight, first.bias)
         for linear in layers:
             x = F.linear(self.activation(x), linear.weight, linear.bias)
-        return x
+        return x.to(weight.dtype)  # also under autocast: losses and log-probabilities are float32
 
 
 class PolicyHead(nn.Module):

@@ -110,7 +110,7 @@ class DiagonalLayer(nn.Module, ABC):
             backend=self.backend,
         )
         y = torch.addcmul(F.linear(h.flatten(-2), system.w_out), x, self.D)
-        return y, {"h": last}, {"h": h[:, every - 1 :: every]}
+        return y, {"h": last}, {"h": h[:, every - 1 :: every].to(last.dtype)}
 
     def prepare_step(self) -> Cache:
         """Discretise once for many steps; see `SequenceModel`."""

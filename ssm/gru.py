@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from statewise.ssm import recurrent
+from statewise.ssm.precision import full_precision
 from statewise.ssm.protocol import Cache, SequenceModel, State
 
 
@@ -54,7 +55,8 @@ class GRULayer(nn.Module):
         h = state["h"]
         if reset is not None:
             h = torch.where(reset[:, None], h.new_zeros(()), h)
-        h = torch.gru_cell(x, h, *self.rnn.all_weights[0])
+        with full_precision(h.device):
+            h = torch.gru_cell(x.to(h.dtype), h, *self.rnn.all_weights[0])
         return h, {"h": h}
 
 

@@ -46,6 +46,8 @@ class LRUConfig:
 class LRULayer(DiagonalLayer):
     """One LRU layer of width `d_model`; a `SequenceModel`."""
 
+    ssm_parameters = ("nu_log", "theta_log", "gamma_log", "B_re", "B_im", "D", "h_init")
+
     def __init__(self, d_model: int, config: LRUConfig | None = None, backend: Backend = "auto"):
         config = LRUConfig() if config is None else config
         P = config.state_size or max(1, d_model // 2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from statewise.ssm import recurrent
+from statewise.ssm.precision import full_precision
 from statewise.ssm.protocol import Cache, SequenceModel, State
 
 
@@ -69,7 +70,8 @@ class LSTMLayer(nn.Module):
         if reset is not None:
             h = torch.where(reset[:, None], h.new_zeros(()), h)
             c = torch.where(reset[:, None], c.new_zeros(()), c)
-        h, c = torch.lstm_cell(x, (h, c), *self.rnn.all_weights[0])
+        with full_precision(h.device):
+            h, c = torch.lstm_cell(x.to(h.dtype), (h, c), *self.rnn.all_weights[0])
         return h, {"h": h, "c": c}
 
 

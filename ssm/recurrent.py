@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from statewise.ssm.precision import full_precision
+
 Hidden = tuple[Tensor, ...]  # (h,) or (h, c), each (B, D)
 
 
 def _call(rnn: nn.RNNBase, x: object, hidden: Hidden) -> tuple[object, Hidden]:
     """Run torch's layer on states without its leading layer axis."""
     stacked = tuple(part[None].contiguous() for part in hidden)
-    y, last = rnn(x, stacked[0] if len(stacked) == 1 else stacked)
+    with full_precision(hidden[0].device):
+        y, last = rnn(x, stacked[0] if len(stacked) == 1 else stacked)
     parts = (last,) if isinstance(last, Tensor) else last
     return y, tuple(part[0] for part in parts)
 
@@ -32,6 +35,7 @@ def run(rnn: nn.RNNBase, x: Tensor, hidden: Hidden, reset: Tensor | None) -> tup
     Returns:
         y (B, T, D) and the state after x[:, T - 1].
     """
+    x = x.to(hidden[0].dtype)
     if x.shape[1] == 0 or x.shape[0] == 0:
         return x.clone(), tuple(part.clone() for part in hidden)
     if reset is not None:

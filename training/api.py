@@ -213,6 +213,28 @@ class TrainedAgent:
         save_checkpoint(run.checkpoints_dir, self.step, state, config_text, keep=1)
         return path
 
+    def export(self, path: str | Path, *, batch_size: int = 1) -> Path:
+        """Write the greedy policy as one program of `torch.export`; see `agents.export`.
+
+        Args:
+            path: the file, ending in .pt2; an older one is replaced.
+            batch_size: how many environments a call takes, fixed in the program.
+
+        Raises:
+            ConfigError: another ending.
+        """
+        from statewise.agents.export import export_policy
+
+        path = Path(path)
+        if path.suffix != ".pt2":
+            raise ConfigError(f"export: expected a file that ends in .pt2, got {path}")
+        obs = {
+            key: torch.as_tensor(np.asarray(space.sample()))
+            for key, space in self.obs_space.spaces.items()
+        }
+        export_policy(self.agent.network, obs, path, batch_size=batch_size)
+        return path
+
 
 def _device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -91,6 +91,22 @@ def plot(argv: list[str]) -> int:
     return 0
 
 
+def export(argv: list[str]) -> int:
+    """Write a trained policy as one torch.export program: RUN [--out policy.pt2] ..."""
+    parser = command_parser("export", export)
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--out", type=Path, help="by default policy.pt2 in the run directory")
+    parser.add_argument("--batch-size", type=count, default=1, help="environments per call")
+    parser.add_argument("--checkpoint", type=seed, metavar="STEP", help="by default the newest")
+    options = parser.parse_args(argv)
+
+    from statewise.training.api import load
+
+    agent = load(options.run, checkpoint=options.checkpoint)
+    print(agent.export(options.out or options.run / "policy.pt2", batch_size=options.batch_size))
+    return 0
+
+
 def list_topic(argv: list[str]) -> int:
     """Tell what there is and what is installed: [presets|layers|agents|worldmodels|envs]."""
     parser = command_parser("list", list_topic)
@@ -125,6 +141,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "plot": plot,
+    "export": export,
     "list": list_topic,
     "doctor": doctor,
 }
