@@ -14,6 +14,7 @@ from statewise.training.arguments import command_parser, count, seed
 from statewise.training.schema import ConfigError
 
 if TYPE_CHECKING:
+    from statewise.bench.layers import LayersOptions
     from statewise.bench.ppo import PPOOptions
     from statewise.bench.scan import Outcome, ScanOptions
 
@@ -23,21 +24,28 @@ RUNS = Path("runs") / "claims"
 
 
 def bench(argv: list[str]) -> int:
-    """Measure the project against named peers, side by side: scan|ppo [--json F] ..."""
+    """Measure the project against named peers, side by side: scan|layers|ppo [--json F] ..."""
     parser = command_parser("bench", bench)
-    names = parser.add_subparsers(dest="name", required=True, metavar="scan|ppo")
+    names = parser.add_subparsers(dest="name", required=True, metavar="scan|layers|ppo")
     scan = names.add_parser("scan", help="the linear scan, forward and backward")
     scan.add_argument("--shape", type=_shape, action="append", help="B,T,D; may be repeated")
     scan.add_argument("--backend", action="append", choices=("cpu", "torch", "reference"))
     scan.add_argument("--threads", type=count, action="append", help="by default 1; repeatable")
+    layers = names.add_parser("layers", help="stacks of layers, and their acting step")
+    layers.add_argument("--all", action="store_true", help="also every row of the table of layers")
+    layers.add_argument(
+        "--case", action="append", metavar="NAME", help="repeatable; by default all"
+    )
+    layers.add_argument("--threads", type=count, default=2, help="of training")
     ppo = names.add_parser("ppo", help="recurrent PPO beside sb3-contrib's")
     ppo.add_argument("--threads", type=count, default=2, help="of the CartPole cases")
-    for part in (scan, ppo):
+    for part in (scan, layers, ppo):
         part.add_argument("--rounds", type=count, help="turns that every system takes")
         part.add_argument("--json", type=Path, metavar="F", help="write the rows to a file")
         part.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
     options = parser.parse_args(argv)
 
+    from statewise.bench import layers as layers_bench
     from statewise.bench import ppo as ppo_bench
     from statewise.bench import scan as scan_bench
     from statewise.bench.table import load_average
@@ -45,6 +53,8 @@ def bench(argv: list[str]) -> int:
     load_before = load_average()
     if options.name == "scan":
         outcome = scan_bench.run_scan(_scan_options(options), _say)
+    elif options.name == "layers":
+        outcome = layers_bench.run_layers(_layers_options(options), _say)
     else:
         outcome = ppo_bench.run_ppo(_ppo_options(options), _say)
     return _report(options.name, outcome, options.json, load_before)
@@ -105,6 +115,29 @@ def _scan_options(options: argparse.Namespace) -> "ScanOptions":
         reps=3 if quick else 20,
         seconds=0.01 if quick else 1.0,
     )
+
+
+def _layers_options(options: argparse.Namespace) -> "LayersOptions":
+    from statewise.bench.layers import CASES, LayersOptions, every_layer, every_step
+
+    cases = (*CASES, every_layer(), every_step()) if options.all else CASES
+    if options.case:
+        known = {case.name: case for case in (*CASES, every_layer(), every_step())}
+        unknown = [name for name in options.case if name not in known]
+        if unknown:
+            raise ConfigError(f"--case: expected one of {', '.join(known)}, got {unknown[0]!r}")
+        cases = tuple(known[name] for name in options.case)
+    if options.quick:
+        return LayersOptions(
+            shape=(2, 16, 32),
+            threads=options.threads,
+            rounds=options.rounds or 1,
+            reps=1,
+            seconds=0.01,
+            step_seconds=0.01,
+            cases=cases,
+        )
+    return LayersOptions(threads=options.threads, rounds=options.rounds or 2, cases=cases)
 
 
 def _ppo_options(options: argparse.Namespace) -> "PPOOptions":

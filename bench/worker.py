@@ -21,9 +21,10 @@ JOBS = {
     "scan": "statewise.bench.scan_systems",
     "ppo": "statewise.bench.ppo_systems",
     "update": "statewise.bench.update_systems",
+    "layers": "statewise.bench.layers_systems",
     "arm": "statewise.bench.arm",
 }
-PEERS = ("jax", "jaxlib", "sb3_contrib", "stable_baselines3")
+PEERS = ("jax", "jaxlib", "mambapy", "sb3_contrib", "stable_baselines3")
 INSTALL = "pip install 'statewise[bench]'"
 
 

@@ -4,8 +4,8 @@
 
 Gates, with g = gelu (tanh form): full_glu (W1 g(v)) * sigmoid(W2 g(v)); half_glu1 g(v) *
 sigmoid(W g(v)); half_glu2 v * sigmoid(W g(v)); gelu g(v); none v. "mlp" is no gate but a second
-residual branch, x = x + W2 gelu(W1 norm(x)), as in transformers. Orders and names as in Smith et al.
-2023 and Lu et al. 2023.
+residual branch, x = x + W2 gelu(W1 norm(x)), as in transformers. Orders and names as in Smith et
+al. 2023 and Lu et al. 2023.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statewise.ssm.protocol import Cache, SequenceModel, State
-
 
 Norm = Literal["layer", "rms", "none"]
 Gate = Literal["full_glu", "half_glu1", "half_glu2", "gelu", "mlp", "none"]
