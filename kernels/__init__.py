@@ -3,6 +3,11 @@
 from statewise.kernels.discounted_scan.op import discounted_scan
 from statewise.kernels.dispatch import BACKENDS, Backend, BackendError
 from statewise.kernels.linear_scan.op import linear_scan, linear_scan_pairs
+from statewise.kernels.selective_scan.op import (
+    selective_scan,
+    selective_scan_pairs,
+    selective_step,
+)
 
 __all__ = [
     "BACKENDS",
@@ -11,4 +16,7 @@ __all__ = [
     "discounted_scan",
     "linear_scan",
     "linear_scan_pairs",
+    "selective_scan",
+    "selective_scan_pairs",
+    "selective_step",
 ]

@@ -41,7 +41,7 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",
-    "-fopenmp-simd",
+    "-fopenmp",  # `at::parallel_for` is serial without it
 )
 FAILURE = "failure.txt"
 _log = logging.getLogger(__name__)
@@ -70,6 +70,19 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
 
 
+def _flags() -> list[str]:
+    """Return the flags for the compiler that is there.
+
+    torch is linked with GNU's OpenMP. GCC's code calls the same library, which is loaded already:
+    nothing is linked, and there is no second pool of threads. Code of other compilers would need a
+    library of their own, and runs on one thread instead.
+    """
+    command = [compiler() or "c++", "--version"]
+    text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    gnu = "Free Software Foundation" in text
+    return [f"{flag}-simd" if flag == "-fopenmp" and not gnu else flag for flag in FLAGS]
+
+
 @contextmanager
 def _ninja_on_path() -> Iterator[None]:
     """Let torch find the ninja of this environment, also where the environment is not activated."""
@@ -94,7 +107,7 @@ def _build(op: str, folder: Path) -> None:
         cpp_extension.load(
             name=_name(op),
             sources=[str(SOURCES[op])],
-            extra_cflags=list(FLAGS),
+            extra_cflags=_flags(),
             build_directory=str(folder),
             is_python_module=False,
         )

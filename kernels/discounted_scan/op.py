@@ -18,6 +18,7 @@ from torch import Tensor
 from statewise.kernels.discounted_scan import reference
 from statewise.kernels.dispatch import Backend, launcher, select_backend
 
+
 @torch.library.custom_op("statewise::discounted_scan", mutates_args=())
 def _discounted_scan(x: Tensor, discount: Tensor, last: Tensor, backend: str) -> Tensor:
     return launcher("discounted_scan", backend).forward(x, discount, last)

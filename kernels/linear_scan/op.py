@@ -18,6 +18,7 @@ from torch import Tensor
 from statewise.kernels.dispatch import Backend, accumulate_dtype, launcher, select_backend
 from statewise.kernels.linear_scan import reference
 
+
 @torch.library.custom_op("statewise::linear_scan", mutates_args=())
 def _linear_scan(
     a: Tensor,
@@ -57,7 +58,9 @@ def _linear_scan_backward(
     need_a: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return launcher("linear_scan", backend).backward(grad_h, grad_last, a, h, h0, reset, h_init, pairs, need_a)
+    return launcher("linear_scan", backend).backward(
+        grad_h, grad_last, a, h, h0, reset, h_init, pairs, need_a
+    )
 
 
 @_linear_scan_backward.register_fake
