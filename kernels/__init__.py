@@ -1,5 +1,6 @@
 """Scans over time: arrays in, arrays out, with resets, on several backends."""
 
+from statewise.kernels.causal_conv1d.op import causal_conv1d, conv_step
 from statewise.kernels.discounted_scan.op import discounted_scan
 from statewise.kernels.dispatch import BACKENDS, Backend, BackendError
 from statewise.kernels.linear_scan.op import linear_scan, linear_scan_pairs
@@ -13,6 +14,8 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "BackendError",
+    "causal_conv1d",
+    "conv_step",
     "discounted_scan",
     "linear_scan",
     "linear_scan_pairs",

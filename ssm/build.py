@@ -9,6 +9,7 @@ from statewise.ssm.block import Block, BlockConfig, Gate, Norm, resolve
 from statewise.ssm.gru import GRULayer
 from statewise.ssm.lru import LRUConfig, LRULayer
 from statewise.ssm.lstm import LSTMLayer
+from statewise.ssm.mamba import MambaConfig, MambaLayer
 from statewise.ssm.protocol import SequenceModel
 from statewise.ssm.s5 import S5Config, S5Layer
 from statewise.ssm.stack import Stack
@@ -18,22 +19,24 @@ from statewise.ssm.stack import Stack
 class SequenceConfig:
     """A stack of equal blocks."""
 
-    kind: Literal["s5", "lru", "gru", "lstm"] = "s5"
+    kind: Literal["s5", "lru", "mamba", "gru", "lstm"] = "s5"
     num_layers: int = 2  # >= 1
     d_model: int = 64  # >= 1, width of every block
     backend: Backend = "auto"  # of the scans; GRU and LSTM have none
     block: BlockConfig = field(default_factory=BlockConfig)
     s5: S5Config = field(default_factory=S5Config)  # only with kind s5
     lru: LRUConfig = field(default_factory=LRUConfig)  # only with kind lru
+    mamba: MambaConfig = field(default_factory=MambaConfig)  # only with kind mamba
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "d_model"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        own = {"s5": S5Config(), "lru": LRUConfig(), "mamba": MambaConfig()}
         ignored = [
             name
-            for name, own in (("s5", self.s5 != S5Config()), ("lru", self.lru != LRUConfig()))
-            if own and name != self.kind
+            for name, default in own.items()
+            if name != self.kind and getattr(self, name) != default
         ]
         if self.backend != "auto" and self.kind in ("gru", "lstm"):
             ignored.append("backend")
@@ -65,6 +68,13 @@ SEQUENCES: dict[str, SequenceRow] = {
         lambda c: LRULayer(c.d_model, c.lru, c.backend),
         "linear recurrent unit, ring start (Orvieto et al. 2023)",
         "docs/systems/lru.md",
+    ),
+    "mamba": SequenceRow(
+        lambda c: MambaLayer(c.d_model, c.mamba, c.backend),
+        "selective SSM with convolution and gate (Gu & Dao 2023)",
+        "docs/systems/mamba.md",
+        norm="rms",
+        gate="none",
     ),
     "gru": SequenceRow(
         lambda c: GRULayer(c.d_model),

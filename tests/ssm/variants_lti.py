@@ -1,4 +1,4 @@
-"""Variants of the layers with a time-invariant recurrence: S4, S4D, DSS, LSSL and options of S5, for the laws."""
+"""Variants of the layers with a time-invariant recurrence, for the laws."""
 
 from collections.abc import Callable
 
