@@ -231,8 +231,8 @@ class MambaLayer(nn.Module):
             dt, dt_bias = self._scaled(dt), None
         h = state["ssm"]
         if self.complex:
-            A, Bm, Cm, h = (torch.view_as_complex(m.float() if m.dtype == torch.bfloat16 else m)
-                            for m in (A, Bm.contiguous(), Cm.contiguous(), h.contiguous()))  # fmt: skip
+            parts = (A, Bm, Cm, h)
+            A, Bm, Cm, h = (torch.view_as_complex(part.to(h.dtype).contiguous()) for part in parts)
         y, h = selective_step(
             v,
             dt,
