@@ -7,6 +7,7 @@ from statewise.bench.layers_systems import peak_memory
 from statewise.bench.table import build_rows
 from statewise.ssm import SEQUENCES
 
+HISTORY = 12
 QUICK = LayersOptions(
     shape=(2, 8, 16), threads=1, rounds=2, reps=1, seconds=0.001, step_seconds=0.001
 )
@@ -14,7 +15,9 @@ QUICK = LayersOptions(
 
 @pytest.fixture
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "launch", lambda job, **env: worker.run_job(job | {"history": 12}))
+    monkeypatch.setattr(
+        layers, "launch", lambda job, **env: worker.run_job(job | {"history": HISTORY})
+    )
 
 
 @pytest.mark.usefixtures("_in_this_process")
@@ -24,7 +27,7 @@ def test_every_system_of_a_case_has_its_rows_ours_first(case) -> None:
     outcome = run_layers(options, lambda line: None)
     assert not outcome.missing
     assert not outcome.refused
-    metrics = {"step": ["step after 500"]}.get(case.mode, ["forward", "forward+backward"])
+    metrics = {"step": [f"step after {HISTORY}"]}.get(case.mode, ["forward", "forward+backward"])
     for metric in metrics:
         rows = [r for r in build_rows("layers", outcome.figures) if r["metric"] == f"{metric} best"]
         assert [row["system"] for row in rows] == list(case.systems)

@@ -21,7 +21,27 @@ def _without_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cpu_kernels_are_built_and_loaded_here():
-    assert available() == {"reference": "", "torch": "", "cpu": ""}
+    reasons = available()
+    assert list(reasons) == ["reference", "torch", "cpu", "triton", "jax"]
+    assert reasons["reference"] == reasons["torch"] == reasons["cpu"] == ""
+
+
+def test_one_kernel_that_cannot_be_built_is_named(monkeypatch):
+    broken = {"selective_scan": REASON}
+    monkeypatch.setattr(extension, "reason_missing", lambda op: broken.get(op, ""))
+    assert available()["cpu"] == f"selective_scan: {REASON}"
+
+
+def test_every_op_has_its_sources_and_every_folder_of_kernels_is_an_op():
+    folders = {path.parent.name for path in Path(extension.__file__).parent.glob("*/*.cpp")}
+    assert folders == set(extension.OPS)
+    for op in extension.OPS:
+        assert {path.name for path in extension.SOURCES[op].parent.glob("*.py")} >= {
+            "op.py",
+            "reference.py",
+            "torch.py",
+            "cpu.py",
+        }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -29,8 +49,22 @@ def test_auto_takes_the_compiled_kernel_for_cpu_tensors(dtype):
     assert select_backend("linear_scan", CPU, dtype) == "cpu"
 
 
-def test_auto_takes_plain_torch_on_other_devices():
+def test_auto_takes_triton_on_a_gpu_that_it_serves_and_plain_torch_elsewhere(monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_missing", lambda device_type: "no GPU in this test")
     assert select_backend("linear_scan", CUDA, torch.float32) == "torch"
+    monkeypatch.setattr(dispatch, "triton_missing", lambda device_type: "")
+    assert select_backend("linear_scan", CUDA, torch.float32) == "triton"
+    assert select_backend("linear_scan", torch.device("mps"), torch.float32) == "torch"
+
+
+def test_asking_for_triton_where_it_cannot_run_raises_the_reason(monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_missing", lambda device_type: "it needs CUDA tensors")
+    with pytest.raises(BackendError, match="selective_scan: the triton backend.*CUDA tensors"):
+        select_backend("selective_scan", CPU, torch.float32, "triton")
+
+
+def test_triton_serves_no_other_device_and_says_which_came():
+    assert "got mps tensors" in dispatch.triton_missing("mps")
 
 
 @pytest.mark.parametrize("name", ["reference", "torch", "cpu"])

@@ -10,7 +10,13 @@ from statewise.ssm.block import BlockConfig
 from statewise.ssm.lru import LRUConfig, LRULayer
 from statewise.ssm.s5 import S5Config, S5Layer
 from tests.kernels.scan_cases import BACKENDS
-from tests.ssm import variants_attention, variants_lti, variants_selective
+from tests.ssm import (
+    variants_attention,
+    variants_lti,
+    variants_s5,
+    variants_selective,
+    variants_ssd,
+)
 
 WIDTH = 4  # of the layers in the variants_* files, too
 
@@ -49,8 +55,10 @@ LAYERS: dict[str, Callable[[], SequenceModel]] = {
     "s5-blocks-wide": _s5(state_size=12, blocks=3),
     "s5-all-pairs": _s5(state_size=5, conj_sym=False, c_init="complex_normal"),
     "s5-clip": _s5(re_param="clip", c_init="lecun_normal"),
+    **variants_s5.LAYERS,
     **variants_lti.LAYERS,
     **variants_selective.LAYERS,
+    **variants_ssd.LAYERS,
     **variants_attention.LAYERS,
     "lru-long": _lru(state_size=7, r_min=0.9, r_max=0.999, max_phase=0.314),
 }
