@@ -118,9 +118,11 @@ def _scan_options(options: argparse.Namespace) -> "ScanOptions":
 
 
 def _layers_options(options: argparse.Namespace) -> "LayersOptions":
-    from statewise.bench.layers import CASES, LayersOptions, every_layer, every_step
+    from statewise.bench.layers import CASES, Case, LayersOptions, every_layer, every_step
 
-    cases = (*CASES, every_layer(), every_step()) if options.all else CASES
+    cases: tuple[Case, ...] = CASES
+    if options.all:
+        cases = (*CASES, every_layer(), every_step())
     if options.case:
         known = {case.name: case for case in (*CASES, every_layer(), every_step())}
         unknown = [name for name in options.case if name not in known]

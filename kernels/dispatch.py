@@ -109,6 +109,18 @@ def select_backend(
     return requested
 
 
+def steps_in_cpp(op: str, x: torch.Tensor, state: torch.Tensor, requested: Backend) -> bool:
+    """Tell whether one step of acting on `x` is a call into the C++ kernel of `op`.
+
+    With a gradient, under a compiler and on other devices a step is torch operations.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if x.dtype != state.dtype or x.device.type != "cpu":
+        return False
+    return select_backend(op, x.device, x.dtype, requested) == "cpu"
+
+
 def _automatic(op: str, device: torch.device) -> Backend:
     if device.type == "cuda":
         return "torch" if triton_missing("cuda") else "triton"

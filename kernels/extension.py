@@ -23,7 +23,7 @@ from pathlib import Path
 import ninja
 import torch
 
-OPS = (
+OPS: tuple[str, ...] = (
     "linear_scan",
     "discounted_scan",
     "selective_scan",

@@ -128,11 +128,11 @@ class MambaLayer(nn.Module):
         """Start near linear attention: decays of 1, steps of 1, C = B, an identity convolution."""
         R, width = self.rank, self.width
         with torch.no_grad():
-            self.A_log -= MIMETIC_SHIFT
-            self.dt_weight *= 0.1
+            self.A_log.sub_(MIMETIC_SHIFT)
+            self.dt_weight.mul_(0.1)
             self.dt_bias.copy_(inverse_softplus(torch.ones(self.inner)))
             self.x_proj.weight[R + width :] = self.x_proj.weight[R : R + width]
-            self.conv_weight *= 0.1
+            self.conv_weight.mul_(0.1)
             self.conv_weight[:, -1] = 1.0
 
     def initial_state(self, batch_size: int) -> State:
@@ -175,7 +175,8 @@ class MambaLayer(nn.Module):
             backend=self.backend,
         )
         dt, Bm, Cm = self._select(v)
-        A, dt_bias = self._matrix(), self.dt_bias
+        A = self._matrix()
+        dt_bias: Tensor | None = self.dt_bias
         if self.config.dt_scale != 1.0:
             dt, dt_bias = self._scaled(dt), None
         common = {"D": self.D, "z": z, "h0": before["ssm"], "reset": reset}
@@ -223,7 +224,13 @@ class MambaLayer(nn.Module):
         A = self._matrix() if cache is None else cache["A"]
         v, z = self.in_proj(x).split(self.inner, -1)
         v, conv = conv_step(
-            v, self.conv_weight, self.conv_bias, state["conv"], reset, activation="silu"
+            v,
+            self.conv_weight,
+            self.conv_bias,
+            state["conv"],
+            reset,
+            activation="silu",
+            backend=self.backend,
         )
         dt, Bm, Cm = self._select(v)
         dt_bias: Tensor | None = self.dt_bias

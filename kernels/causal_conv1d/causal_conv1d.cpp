@@ -270,6 +270,54 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(
   return {dx.to(x.scalar_type()), dw.sum(0), dbias.sum(0), dstate};
 }
 
+// One step: x (B, E), reset (B,); no gradient.
+std::tuple<Tensor, Tensor> causal_conv1d_step(const Tensor& x, const Tensor& w,
+                                              const OptionalTensor& bias, const Tensor& state,
+                                              const OptionalTensor& reset, bool silu) {
+  const Operands o(x.unsqueeze(1), w, bias, state, reset);
+  const int64_t B = x.size(0), E = x.size(1), W = w.size(1);
+  Tensor y = at::empty(x.sizes(), x.options());
+  Tensor after = at::empty(o.state.sizes(), o.state.options());
+  dispatch(x, [&](auto accumulate, auto stored) {
+    using A = decltype(accumulate);
+    using X = decltype(stored);
+    const auto in = o.inputs<A, X>();
+    const A* before = o.state.template const_data_ptr<A>();
+    X* out = y.mutable_data_ptr<X>();
+    A* to = after.mutable_data_ptr<A>();
+    const bool* cleared = o.reset.has_value() ? o.reset->const_data_ptr<bool>() : nullptr;
+    at::parallel_for(0, B, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const X* row = in.x + b * in.stride_b;
+        const bool clear = cleared && cleared[b];
+        X* __restrict result = out + b * E;
+        for (int64_t e = 0; e < E; ++e) {
+          const A* taps = in.w + e * W;
+          const A* old = before + (b * E + e) * (W - 1);
+          A* kept = to + (b * E + e) * (W - 1);
+          A sum = in.bias ? in.bias[e] : A(0);
+          for (int64_t j = 0; j + 1 < W; ++j) {
+            const A value = clear ? A(0) : old[j];
+            sum += taps[j] * value;
+            if (j > 0) kept[j - 1] = value;
+          }
+          const A present = static_cast<A>(row[e]);
+          if (W > 1) kept[W - 2] = present;
+          sum += taps[W - 1] * present;
+          result[e] = static_cast<X>(sum);
+        }
+        if (!silu) continue;
+#pragma omp simd
+        for (int64_t e = 0; e < E; ++e) {
+          const A pre = static_cast<A>(result[e]);
+          result[e] = static_cast<X>(pre * sigmoid_(pre));
+        }
+      }
+    });
+  });
+  return {y, after};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
@@ -281,4 +329,8 @@ TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
       "causal_conv1d_backward(Tensor grad, Tensor grad_state, Tensor x, Tensor w, Tensor? bias, "
       "Tensor state, Tensor? reset, bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
       &causal_conv1d_backward);
+  m.def(
+      "causal_conv1d_step(Tensor x, Tensor w, Tensor? bias, Tensor state, Tensor? reset, "
+      "bool silu) -> (Tensor, Tensor)",
+      &causal_conv1d_step);
 }

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from statewise.kernels.causal_conv1d import reference
-from statewise.kernels.dispatch import Backend, accumulate_dtype, launcher, select_backend
+from statewise.kernels.dispatch import (
+    Backend,
+    accumulate_dtype,
+    launcher,
+    select_backend,
+    steps_in_cpp,
+)
 
 OP = "causal_conv1d"
 Activation = Literal["silu"]
@@ -166,7 +172,15 @@ def conv_step(
     reset: Tensor | None = None,
     *,
     activation: Activation | None = None,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """One step of `causal_conv1d`, without its checks: x (B, E), reset (B,) bool."""
-    y, after = reference.step(x.to(state.dtype), w, bias, state, reset, activation == "silu")
+    """One step of `causal_conv1d`, without its checks: x (B, E), reset (B,) bool.
+
+    Acting without gradient on a CPU is one call into C++; everything else is torch operations.
+    """
+    silu = activation == "silu"
+    if steps_in_cpp(OP, x, state, backend):
+        y, after = torch.ops.statewise_cpu.causal_conv1d_step(x, w, bias, state, reset, silu)
+        return y, after
+    y, after = reference.step(x.to(state.dtype), w, bias, state, reset, silu)
     return y.to(x.dtype), after

@@ -44,7 +44,7 @@ def _associative(
 def _sequential(
     a: jax.Array, b: jax.Array, h0: jax.Array, reset: jax.Array, h_init: jax.Array
 ) -> jax.Array:
-    def step(h: jax.Array, entry: Elements) -> tuple[jax.Array, jax.Array]:
+    def step(h: jax.Array, entry: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         a_t, b_t, flag = entry
         h = a_t * select(flag, h_init, h) + b_t
         return h, h

@@ -14,7 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from statewise.kernels.dispatch import Backend, accumulate_dtype, launcher, select_backend
+from statewise.kernels.dispatch import (
+    Backend,
+    accumulate_dtype,
+    launcher,
+    select_backend,
+    steps_in_cpp,
+)
 from statewise.kernels.selective_scan import reference
 from statewise.kernels.selective_scan.checks import check
 from statewise.kernels.selective_scan.step import advance, gated, steps
@@ -159,9 +165,12 @@ def _backward(ctx: Any, grad: Tensor, grad_last: Tensor, _: Tensor) -> tuple[Ten
 _selective_scan.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _start(u: Tensor, A: Tensor, h0: Tensor | None) -> Tensor:
+    return u.new_zeros((len(u), *A.shape), dtype=A.dtype) if h0 is None else h0
+
+
 def _prepare(o: Operands, pairs: bool) -> Operands:
     """Bring everything to the dtypes of `Operands`, and give B and C their axis of groups."""
-    B, _, E = o.u.shape
     dtype = accumulate_dtype(o.u.dtype)
     grouped = 4 + pairs
     Bm, Cm = (x if x.dim() == grouped else x.unsqueeze(2) for x in (o.Bm, o.Cm))
@@ -171,9 +180,6 @@ def _prepare(o: Operands, pairs: bool) -> Operands:
         (x if x.shape[2] == G else x.repeat_interleave(G // x.shape[2], 2)).to(o.u.dtype)
         for x in (Bm, Cm)
     )
-    h0 = o.h0
-    if h0 is None:
-        h0 = o.u.new_zeros((B, E, *o.A.shape[1:]), dtype=dtype)
 
     def cast(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(dtype)
@@ -187,7 +193,7 @@ def _prepare(o: Operands, pairs: bool) -> Operands:
         cast(o.D),
         None if o.z is None else o.z.to(o.u.dtype),
         cast(o.dt_bias),
-        h0.to(dtype),
+        o.h0.to(dtype),
         o.reset,
         cast(o.a_override),
     )
@@ -239,7 +245,8 @@ def selective_scan_pairs(
 
     The form for code that must compile or export. Results and errors as `selective_scan`.
     """
-    o = Operands(u, dt, A, Bm, Cm, D, z, dt_bias, h0, reset, a_override)  # type: ignore[arg-type]
+    start = _start(u, A, h0)
+    o = Operands(u, dt, A, Bm, Cm, D, z, dt_bias, start, reset, a_override)
     return _run(o, dt_softplus, "exp", True, backend)
 
 
@@ -289,7 +296,8 @@ def selective_scan(
         BackendError: the backend asked for by name cannot run.
     """
     if not A.is_complex():
-        o = Operands(u, dt, A, Bm, Cm, D, z, dt_bias, h0, reset, a_override)  # type: ignore[arg-type]
+        start = _start(u, A, h0)
+        o = Operands(u, dt, A, Bm, Cm, D, z, dt_bias, start, reset, a_override)
         return _run(o, dt_softplus, decay, False, backend)
     if decay != "exp":
         raise ValueError(f"{OP}: decay {decay!r} needs a real A, got {A.dtype}")
@@ -335,14 +343,11 @@ def selective_step(
         y (B, E) and the next state (B, E, N).
     """
     signed = decay == "signed"
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or A.is_complex()
-    if not plain and u.dtype == h.dtype and u.device.type == "cpu":
-        chosen = select_backend(OP, u.device, u.dtype, backend)
-        if chosen == "cpu":
-            y, h = torch.ops.statewise_cpu.selective_scan_step(
-                u, dt, A, Bm, Cm, D, z, dt_bias, h, reset, a_override, dt_softplus, signed
-            )
-            return y, h
+    if not A.is_complex() and steps_in_cpp(OP, u, h, backend):
+        y, h = torch.ops.statewise_cpu.selective_scan_step(
+            u, dt, A, Bm, Cm, D, z, dt_bias, h, reset, a_override, dt_softplus, signed
+        )
+        return y, h
     if reset is not None:
         h = torch.where(reset[:, None, None], torch.zeros_like(h), h)
     real = h.real.dtype if h.is_complex() else h.dtype

@@ -620,7 +620,66 @@ Nine selective_scan_backward(const Tensor& grad_, const Tensor& grad_last_, cons
           dD.sum(0), dz,        dbias.sum(0), dh0};
 }
 
-// One step of acting: u (B, E), Bm (B, G, N); no gradient.
+// ---------------------------------------------------------------- one step of acting
+
+// The sum of x in a fixed order, four chains at a time.
+template <typename A>
+inline A sum_of(const A* x, int64_t count) {
+  A part[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int64_t k = 0; k < 4; ++k) part[k] += x[i + k];
+  for (; i < count; ++i) part[0] += x[i];
+  return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
+// The channels c of row b, real A: the state stays (channel, n), for one step does not pay for
+// another order. `work` (block * N) holds the decays, then the terms of y.
+template <typename A, typename X>
+void step_block(const Sizes& s, const Inputs<A, X>& in, const Flags& flags, int64_t b,
+                const Channels& c, A* __restrict work, X* __restrict out, A* __restrict last) {
+  A raw[kBlock], d[kBlock], du[kBlock];
+  drive(in, flags, c, b, 0, raw, d, du);
+  const int64_t first = c.first * s.N, row = b * s.E * s.N + first, size = c.count * s.N;
+  const A* __restrict rate = in.A_ + first;
+  const A* __restrict h = in.h0 + row;
+  const X *__restrict Bt = in.Bm.at(b, 0, c.group), *__restrict Ct = in.Cm.at(b, 0, c.group);
+  for (int64_t e = 0; e < c.count; ++e)
+    for (int64_t n = 0; n < s.N; ++n) work[e * s.N + n] = d[e] * rate[e * s.N + n];
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) work[i] = exp_(work[i]);
+  if (flags.is_signed)
+    for (int64_t i = 0; i < size; ++i) work[i] = A(2) * work[i] - A(1);
+  for (int64_t n = 0; in.override_ && n < s.N; ++n)
+    for (int64_t e = 0; e < c.count && !std::isnan(in.override_[n]); ++e)
+      work[e * s.N + n] = in.override_[n];
+  if (in.reset && in.reset[b]) std::fill_n(work, size, A(0));
+  else
+    for (int64_t i = 0; i < size; ++i) work[i] *= h[i];
+  A* __restrict to = last + row;
+  for (int64_t e = 0; e < c.count; ++e) {
+    A *__restrict w = work + e * s.N, *__restrict next = to + e * s.N;
+    for (int64_t n = 0; n < s.N; ++n) {
+      next[n] = w[n] + du[e] * static_cast<A>(Bt[n]);
+      w[n] = next[n] * static_cast<A>(Ct[n]);
+    }
+    const A skip = in.D ? in.D[c.first + e] * static_cast<A>(in.u.at(b, 0)[c.first + e]) : A(0);
+    raw[e] = skip + sum_of(w, s.N);
+  }
+  X* y = out + b * s.E + c.first;
+  if (!in.z.data) {
+    for (int64_t e = 0; e < c.count; ++e) y[e] = static_cast<X>(raw[e]);
+    return;
+  }
+  const X* __restrict z = in.z.at(b, 0) + c.first;
+#pragma omp simd
+  for (int64_t e = 0; e < c.count; ++e) {
+    const A gate = static_cast<A>(z[e]);
+    y[e] = static_cast<X>(raw[e] * gate * sigmoid_(gate));
+  }
+}
+
+// One step: u (B, E), Bm (B, G, N), A real; no gradient.
 std::tuple<Tensor, Tensor> selective_scan_step(
     const Tensor& u, const Tensor& dt, const Tensor& A, const Tensor& Bm, const Tensor& Cm,
     const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& bias,
@@ -629,10 +688,27 @@ std::tuple<Tensor, Tensor> selective_scan_step(
   OptionalTensor gate, flag;
   if (z.has_value()) gate = z->unsqueeze(1);
   if (reset.has_value()) flag = reset->unsqueeze(1);
-  auto [y, last, kept] = selective_scan_forward(
-      u.unsqueeze(1), dt.unsqueeze(1), A, Bm.unsqueeze(1), Cm.unsqueeze(1), D, gate, bias, h0,
-      flag, override_, softplus, is_signed, false, false);
-  return {y.squeeze(1), last};
+  const Tensor u1 = u.unsqueeze(1), B1 = Bm.unsqueeze(1);
+  const Operands o =
+      operands(u1, dt.unsqueeze(1), A, B1, Cm.unsqueeze(1), D, gate, bias, h0, flag, override_,
+               false);
+  const Sizes s = sizes(u1, A, B1);
+  Tensor y = at::empty(u.sizes(), u.options()), last = at::empty(h0.sizes(), o.h0.options());
+  const Flags flags{softplus, is_signed};
+  dispatch(u1, false, [&](auto accumulate, auto stored, auto) {
+    using T = decltype(accumulate);
+    using X = decltype(stored);
+    const auto in = o.inputs<T, X>();
+    X* out = y.mutable_data_ptr<X>();
+    T* to = last.mutable_data_ptr<T>();
+    at::parallel_for(0, s.B * s.blocks, 16, [&](int64_t begin, int64_t end) {
+      std::vector<T> work(s.block * s.N);
+      for (int64_t task = begin; task < end; ++task)
+        step_block(s, in, flags, task / s.blocks, channels(s, task % s.blocks), work.data(), out,
+                   to);
+    });
+  });
+  return {y, last};
 }
 
 }  // namespace

@@ -69,8 +69,8 @@ def _run_chunk(o: Operands, d: Tensor, h: Tensor, at: slice, signed: bool, pairs
     Bm, Cm = (expand_groups(x, E).expand_as(a) for x in (Bm, Cm))
     b = (d[:, at] * u)[..., None] * Bm
     reset = None if o.reset is None else o.reset[:, at]
-    flat = (_plain(x.flatten(2), pairs) for x in (a, b))
-    states, _ = linear.forward(*flat, _plain(h.flatten(1), pairs), reset, None, pairs)
+    a_, b_ = _plain(a.flatten(2), pairs), _plain(b.flatten(2), pairs)
+    states, _ = linear.forward(a_, b_, _plain(h.flatten(1), pairs), reset, None, pairs)
     all_h = _numbers(states, pairs, dtype).view(a.shape)
     return _Chunk(u, d[:, at], a, Bm, Cm, all_h, reset)
 

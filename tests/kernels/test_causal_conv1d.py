@@ -167,21 +167,26 @@ def test_what_is_not_finite_does_not_pass_a_reset(backend):
     assert (dstate == 0).all()
 
 
-@pytest.mark.parametrize("activation", [None, "silu"])
-def test_steps_equal_the_window(activation):
-    arguments = _make((3, 7, 2, 4, activation is not None, True, "staggered"))
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_steps_equal_the_window(backend, grad, width):
+    silu = width > 1
+    arguments = _make((3, 7, 2, width, silu, True, "staggered"))
     expected, expected_after = causal_conv1d(**arguments)
     state = arguments["state"]
-    for t in range(7):
-        y, state = conv_step(
-            arguments["x"][:, t],
-            arguments["w"],
-            arguments["bias"],
-            state,
-            arguments["reset"][:, t],
-            activation=activation,
-        )
-        assert_close(y, expected[:, t], DOUBLE, 7)
+    with torch.set_grad_enabled(grad):
+        for t in range(7):
+            y, state = conv_step(
+                arguments["x"][:, t],
+                arguments["w"],
+                arguments["bias"],
+                state,
+                arguments["reset"][:, t],
+                activation=arguments["activation"],
+                backend=backend,
+            )
+            assert_close(y, expected[:, t], DOUBLE, 7)
     assert_close(state, expected_after, DOUBLE, 7)
 
 

@@ -59,7 +59,7 @@ def test_auto_takes_triton_on_a_gpu_that_it_serves_and_plain_torch_elsewhere(mon
 
 def test_asking_for_triton_where_it_cannot_run_raises_the_reason(monkeypatch):
     monkeypatch.setattr(dispatch, "triton_missing", lambda device_type: "it needs CUDA tensors")
-    with pytest.raises(BackendError, match="selective_scan: the triton backend.*CUDA tensors"):
+    with pytest.raises(BackendError, match=r"selective_scan: the triton backend.*CUDA tensors"):
         select_backend("selective_scan", CPU, torch.float32, "triton")
 
 
