@@ -152,12 +152,15 @@ class MambaLayer(nn.Module):
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return steps before bias and softplus (..., E), B and C (..., 1, N) from inputs."""
-        r, Bm, Cm = self.x_proj(x).split((self.rank, self.width, self.width), -1)
+        parts = F.linear(x, self.x_proj.weight)
+        r, Bm, Cm = torch.split_with_sizes(parts, (self.rank, self.width, self.width), -1)
         if len(self.norms):
             r, Bm, Cm = (norm(part) for norm, part in zip(self.norms, (r, Bm, Cm), strict=True))
         dt = F.linear(r, self.dt_weight)
-        shape = (1, self.num_states, 2) if self.complex else (1, self.num_states)
-        return dt, Bm.unflatten(-1, shape), Cm.unflatten(-1, shape)
+        if self.complex:
+            Bm, Cm = (part.unflatten(-1, (self.num_states, 2)) for part in (Bm, Cm))
+            return dt, Bm.unsqueeze(-3), Cm.unsqueeze(-3)
+        return dt, Bm.unsqueeze(-2), Cm.unsqueeze(-2)
 
     def forward(
         self, x: Tensor, state: State | None = None, reset: Tensor | None = None
@@ -222,7 +225,7 @@ class MambaLayer(nn.Module):
     ) -> tuple[Tensor, State]:
         """Run one step; see `SequenceModel`."""
         A = self._matrix() if cache is None else cache["A"]
-        v, z = self.in_proj(x).split(self.inner, -1)
+        v, z = F.linear(x, self.in_proj.weight).chunk(2, -1)
         v, conv = conv_step(
             v,
             self.conv_weight,
@@ -257,7 +260,7 @@ class MambaLayer(nn.Module):
             backend=self.backend,
         )
         h = torch.view_as_real(h) if self.complex else h
-        return self.out_proj(y), {"conv": conv, "ssm": h}
+        return F.linear(y, self.out_proj.weight), {"conv": conv, "ssm": h}
 
 
 def conforms(layer: MambaLayer) -> SequenceModel:

@@ -274,7 +274,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(
 std::tuple<Tensor, Tensor> causal_conv1d_step(const Tensor& x, const Tensor& w,
                                               const OptionalTensor& bias, const Tensor& state,
                                               const OptionalTensor& reset, bool silu) {
-  const Operands o(x.unsqueeze(1), w, bias, state, reset);
+  const Operands o(x.unsqueeze(1), w, bias, state, reset);  // (B, 1, E)
   const int64_t B = x.size(0), E = x.size(1), W = w.size(1);
   Tensor y = at::empty(x.sizes(), x.options());
   Tensor after = at::empty(o.state.sizes(), o.state.options());

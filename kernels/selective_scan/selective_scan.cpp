@@ -102,9 +102,10 @@ struct Inputs {
   const bool* reset;
 };
 
-Sizes sizes(const Tensor& u, const Tensor& A, const Tensor& Bm) {
+Sizes sizes(const Tensor& u, const Tensor& A, const Tensor& Bm, bool step = false) {
   Sizes s{};
-  s.B = u.size(0), s.T = u.size(1), s.E = u.size(2), s.N = A.size(1), s.G = Bm.size(2);
+  s.B = u.size(0), s.T = step ? 1 : u.size(1), s.E = u.size(step ? 1 : 2), s.N = A.size(1);
+  s.G = Bm.size(step ? 1 : 2);
   s.per_group = s.E / s.G;
   s.block = std::min(kBlock, s.per_group);
   s.blocks_per_group = (s.per_group + s.block - 1) / s.block;
@@ -462,9 +463,11 @@ void backward_block(const Sizes& s, const Inputs<A, X>& in, const Flags& flags, 
 
 // ---------------------------------------------------------------- entry points
 
+// One step has no axis of time.
 template <typename X>
-View<X> view(const Tensor& x, bool grouped) {
-  return {x.const_data_ptr<X>(), x.stride(0), x.stride(1), grouped ? x.stride(2) : 0};
+View<X> view(const Tensor& x, bool grouped, bool step) {
+  const int64_t group = step ? 1 : 2;
+  return {x.const_data_ptr<X>(), x.stride(0), step ? 0 : x.stride(1), grouped ? x.stride(group) : 0};
 }
 
 // Rows must be dense; outer strides may be anything, 0 included.
@@ -493,10 +496,10 @@ struct Operands {
   OptionalTensor D, z, bias, reset, override_;
 
   template <typename T, typename X>
-  Inputs<T, X> inputs() const {
-    return {view<X>(u, false),          z.has_value() ? view<X>(*z, false) : View<X>{},
-            view<X>(Bm, true),          view<X>(Cm, true),
-            view<T>(dt, false),         A.const_data_ptr<T>(),
+  Inputs<T, X> inputs(bool step = false) const {
+    return {view<X>(u, false, step),    z.has_value() ? view<X>(*z, false, step) : View<X>{},
+            view<X>(Bm, true, step),    view<X>(Cm, true, step),
+            view<T>(dt, false, step),   A.const_data_ptr<T>(),
             data<T>(D),                 data<T>(bias),
             h0.const_data_ptr<T>(),     data<T>(override_),
             data<bool>(reset)};
@@ -685,20 +688,14 @@ std::tuple<Tensor, Tensor> selective_scan_step(
     const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& bias,
     const Tensor& h0, const OptionalTensor& reset, const OptionalTensor& override_, bool softplus,
     bool is_signed) {
-  OptionalTensor gate, flag;
-  if (z.has_value()) gate = z->unsqueeze(1);
-  if (reset.has_value()) flag = reset->unsqueeze(1);
-  const Tensor u1 = u.unsqueeze(1), B1 = Bm.unsqueeze(1);
-  const Operands o =
-      operands(u1, dt.unsqueeze(1), A, B1, Cm.unsqueeze(1), D, gate, bias, h0, flag, override_,
-               false);
-  const Sizes s = sizes(u1, A, B1);
+  const Operands o = operands(u, dt, A, Bm, Cm, D, z, bias, h0, reset, override_, false);
+  const Sizes s = sizes(u, A, Bm, true);
   Tensor y = at::empty(u.sizes(), u.options()), last = at::empty(h0.sizes(), o.h0.options());
   const Flags flags{softplus, is_signed};
-  dispatch(u1, false, [&](auto accumulate, auto stored, auto) {
+  dispatch(u, false, [&](auto accumulate, auto stored, auto) {
     using T = decltype(accumulate);
     using X = decltype(stored);
-    const auto in = o.inputs<T, X>();
+    const auto in = o.inputs<T, X>(true);
     X* out = y.mutable_data_ptr<X>();
     T* to = last.mutable_data_ptr<T>();
     at::parallel_for(0, s.B * s.blocks, 16, [&](int64_t begin, int64_t end) {
