@@ -34,6 +34,7 @@ OPS: tuple[str, ...] = (
 )
 SOURCES = {op: Path(__file__).resolve().parent / op / f"{op}.cpp" for op in OPS}
 OPS = tuple(op for op in OPS if SOURCES[op].exists())  # TEMPORARY while the kernels are written
+HEADERS = (Path(__file__).resolve().parent / "elementary.h",)
 # No -ffast-math: it would break the handling of NaN at resets.
 FLAGS = (
     "-O3",
@@ -60,7 +61,8 @@ def cache_folder(op: str) -> Path:
     digest = hashlib.sha256()
     for text in (torch.__version__, sys.version, _processor(), *FLAGS):
         digest.update(text.encode())
-    digest.update(SOURCES[op].read_bytes())
+    for path in (SOURCES[op], *HEADERS):
+        digest.update(path.read_bytes())
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "statewise" / f"{op}-{digest.hexdigest()[:16]}"
 

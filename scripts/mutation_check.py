@@ -20,30 +20,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
+from statewise.kernels.extension import OPS, cache_folder
+
 ROOT = Path(__file__).resolve().parent.parent
 SKIPPED = shutil.ignore_patterns(
     ".venv", ".git", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "runs", "build"
 )
 PASSED, FAILED = 0, 1  # pytest's exit statuses
-
-VALUES = "tests/kernels/test_linear_scan.py"
-GRADIENTS = "tests/kernels/test_linear_scan_gradients.py"
-DISCOUNTED = "tests/kernels/test_discounted_scan.py"
-RETURNS = "tests/agents/test_returns.py"
-ADVANTAGES = f"{RETURNS}::test_staggered_episodes_equal_the_sum_over_each_episode"
-MIXTURES = f"{RETURNS}::test_staggered_lambda_returns_equal_the_mixture_of_n_step_returns"
-LAWS = "tests/ssm/test_laws.py"
-MATRIX = f"{VALUES}::test_a_backend_equals_the_reference_in_double"
-PATTERNS = f"{VALUES}::test_every_reset_pattern_equals_the_reference"
-HOLD = f"{VALUES}::test_a_held_step_keeps_the_state_and_a_reset_comes_before_the_hold"
-REVERSE = f"{VALUES}::test_reverse_is_the_mirrored_scan"
-EXACT = f"{GRADIENTS}::test_gradients_equal_those_of_the_loop"
-CUT = f"{GRADIENTS}::test_the_past_of_a_reset_gets_exactly_no_gradient"
-MODES = f"{LAWS}::test_the_parallel_mode_equals_the_steps"
-TRACE = f"{LAWS}::test_a_trace_holds_the_states_of_the_steps"
-
-LINEAR = "kernels/linear_scan"
-DISCOUNT = "kernels/discounted_scan"
 
 
 class Mutation(NamedTuple):
@@ -58,296 +43,13 @@ class Mutation(NamedTuple):
     """Node ids of which at least one must fail."""
 
 
-MUTATIONS = (
-    # the linear scan in torch operations
-    Mutation(
-        "torch-forward-sign",
-        f"{LINEAR}/torch.py",
-        "state = a_t * state + b_c[:, :, i]",
-        "state = a_t * state - b_c[:, :, i]",
-        (MATRIX,),
-    ),
-    Mutation(
-        "torch-forward-mask",
-        f"{LINEAR}/torch.py",
-        "since = since | flag",
-        "since = flag",
-        (MATRIX,),
-    ),
-    Mutation(
-        "torch-forward-index",
-        f"{LINEAR}/torch.py",
-        "factor[:, k, -1] * carry)",
-        "factor[:, k, 0] * carry)",
-        (MATRIX,),
-    ),
-    Mutation(
-        "torch-backward-sign",
-        f"{LINEAR}/torch.py",
-        "(g[:, -1] + g_last)",
-        "(g[:, -1] - g_last)",
-        (EXACT,),
-    ),
-    Mutation(
-        "torch-backward-final-state",
-        f"{LINEAR}/torch.py",
-        "(g[:, -1] + g_last)",
-        "(g[:, -1])",
-        (EXACT,),
-    ),
-    Mutation(
-        "torch-backward-mask",
-        f"{LINEAR}/torch.py",
-        "grad_h0 = torch.where(reset[:, 0, None], 0, grad_h0)",
-        "grad_h0 = torch.where(reset[:, -1, None], 0, grad_h0)",
-        (EXACT,),
-    ),
-    Mutation(
-        "torch-backward-reset-shifted",
-        f"{LINEAR}/torch.py",
-        "torch.roll(reset, -1, 1).flip(1)",
-        "reset.flip(1)",
-        (EXACT, CUT),
-    ),
-    Mutation(
-        "torch-backward-index",
-        f"{LINEAR}/torch.py",
-        "prev = torch.cat([h0_[:, None], h_[:, :-1]], 1)",
-        "prev = torch.cat([h0_[:, None], h_[:, 1:]], 1)",
-        (EXACT,),
-    ),
-    # the linear scan in C++
-    Mutation(
-        "cpu-real-forward-sign",
-        f"{LINEAR}/linear_scan.cpp",
-        "v[d] = at_[d] * v[d] + static_cast<A>(bt[d]);",
-        "v[d] = at_[d] * v[d] - static_cast<A>(bt[d]);",
-        (MATRIX,),
-    ),
-    Mutation(
-        "cpu-real-forward-mask",
-        f"{LINEAR}/linear_scan.cpp",
-        "if (reset && reset[row * s.T + t]) {\n          if (h_init) std::copy_n",
-        "if (reset && t > 0 && reset[row * s.T + t]) {\n          if (h_init) std::copy_n",
-        (MATRIX,),
-    ),
-    Mutation(
-        "cpu-real-forward-index",
-        f"{LINEAR}/linear_scan.cpp",
-        "if (h_init) std::copy_n(h_init + d0, n, v);",
-        "if (h_init) std::copy_n(h_init, n, v);",
-        (MATRIX,),
-    ),
-    Mutation(
-        "cpu-real-backward-sign",
-        f"{LINEAR}/linear_scan.cpp",
-        "if constexpr (need_a && varying) dat[d] = v * static_cast<A>(prev[d]);",
-        "if constexpr (need_a && varying) dat[d] = -v * static_cast<A>(prev[d]);",
-        (EXACT,),
-    ),
-    Mutation(
-        "cpu-real-backward-mask",
-        f"{LINEAR}/linear_scan.cpp",
-        "          std::fill_n(carry, n, A(0));\n",
-        "",
-        (EXACT, CUT),
-    ),
-    Mutation(
-        "cpu-real-backward-index",
-        f"{LINEAR}/linear_scan.cpp",
-        "else step(h + offset - s.D);",
-        "else step(h + offset);",
-        (EXACT,),
-    ),
-    Mutation(
-        "cpu-complex-forward-sign",
-        f"{LINEAR}/linear_scan.cpp",
-        "const A r = ar * re[d] - ai * im[d]",
-        "const A r = ar * re[d] + ai * im[d]",
-        (MATRIX,),
-    ),
-    Mutation(
-        "cpu-complex-forward-mask",
-        f"{LINEAR}/linear_scan.cpp",
-        "if (reset && reset[row * s.T + t]) {\n          if (h_init) load",
-        "if (reset && t + 1 < s.T && reset[row * s.T + t]) {\n          if (h_init) load",
-        (MATRIX,),
-    ),
-    Mutation(
-        "cpu-complex-forward-index",
-        f"{LINEAR}/linear_scan.cpp",
-        "load(h_init + 2 * d0);",
-        "load(h_init);",
-        (MATRIX,),
-    ),
-    Mutation(
-        "cpu-complex-backward-sign",
-        f"{LINEAR}/linear_scan.cpp",
-        "im[d] = ar * vi - ai * vr;",
-        "im[d] = ar * vi + ai * vr;",
-        (EXACT,),
-    ),
-    Mutation(
-        "cpu-complex-backward-mask",
-        f"{LINEAR}/linear_scan.cpp",
-        "init_sum[2 * d] += re[d], init_sum[2 * d + 1] += im[d];\n"
-        "          std::fill_n(re, n, A(0)), std::fill_n(im, n, A(0));",
-        "init_sum[2 * d] += re[d], init_sum[2 * d + 1] += im[d];",
-        (EXACT, CUT),
-    ),
-    Mutation(
-        "cpu-complex-backward-index",
-        f"{LINEAR}/linear_scan.cpp",
-        "else step(h + offset - 2 * s.D);",
-        "else step(h + offset);",
-        (EXACT,),
-    ),
-    # the public linear scan
-    Mutation(
-        "op-hold-mask",
-        f"{LINEAR}/op.py",
-        "b = torch.where(kept, torch.zeros_like(b), b)",
-        "b = torch.where(kept, b, b)",
-        (HOLD,),
-    ),
-    Mutation(
-        "op-reverse-index",
-        f"{LINEAR}/op.py",
-        "reset = None if reset is None else reset.flip(1)",
-        "reset = None if reset is None else reset.flip(0)",
-        (REVERSE,),
-    ),
-    # the discounted scan
-    Mutation(
-        "discounted-cpu-forward-sign",
-        f"{DISCOUNT}/discounted_scan.cpp",
-        "xs[b * T + t] + d * next;",
-        "xs[b * T + t] - d * next;",
-        (DISCOUNTED,),
-    ),
-    Mutation(
-        "discounted-cpu-forward-index",
-        f"{DISCOUNT}/discounted_scan.cpp",
-        "const scalar_t d = ds[b * T + t];",
-        "const scalar_t d = ds[b * T];",
-        (DISCOUNTED,),
-    ),
-    Mutation(
-        "discounted-cpu-backward-index",
-        f"{DISCOUNT}/discounted_scan.cpp",
-        "ys[k + 1] : ls[b]",
-        "ys[k] : ls[b]",
-        (DISCOUNTED,),
-    ),
-    Mutation(
-        "discounted-torch-backward-index",
-        f"{DISCOUNT}/torch.py",
-        "torch.roll(discount, 1, 1)",
-        "torch.roll(discount, -1, 1)",
-        (DISCOUNTED,),
-    ),
-    Mutation(
-        "discounted-torch-backward-sign",
-        f"{DISCOUNT}/torch.py",
-        "discount[:, -1] * v[:, -1]",
-        "-discount[:, -1] * v[:, -1]",
-        (DISCOUNTED,),
-    ),
-    # advantages and returns
-    Mutation(
-        "gae-sign",
-        "agents/returns.py",
-        "delta = reward + discount * following - value",
-        "delta = reward + discount * following + value",
-        (ADVANTAGES,),
-    ),
-    Mutation(
-        "gae-truncation-does-not-cut-the-trace",
-        "agents/returns.py",
-        "torch.where(terminated | truncated, 0, torch.full_like(delta, discount * trace))",
-        "torch.where(terminated, 0, torch.full_like(delta, discount * trace))",
-        (ADVANTAGES,),
-    ),
-    Mutation(
-        "gae-truncation-treated-as-termination",
-        "agents/returns.py",
-        "following = torch.where(terminated, 0, value_tp1)",
-        "following = torch.where(terminated | truncated, 0, value_tp1)",
-        (ADVANTAGES,),
-    ),
-    Mutation(
-        "lambda-return-window-end",
-        "agents/returns.py",
-        "inside[:, -1:] = 0",
-        "inside[:, :1] = 0",
-        (MIXTURES,),
-    ),
-    Mutation(
-        "lambda-return-truncation-mask",
-        "agents/returns.py",
-        "inside = torch.where(truncated, 0, inside)",
-        "inside = torch.where(truncated, inside, inside)",
-        (MIXTURES,),
-    ),
-    # collection
-    Mutation(
-        "collector-reset-one-row-early",
-        "training/collector.py",
-        "arrived.obs, arrived.is_first, arrived.reset",
-        "arrived.obs, arrived.is_first, arrived.terminated | arrived.truncated",
-        ("tests/training/test_collector.py",),
-    ),
-    # layers
-    Mutation(
-        "layer-reset-one-step-late",
-        "ssm/diagonal.py",
-        "            reset=reset,\n            h_init",
-        "            reset=None if reset is None else reset.roll(1, 1),\n            h_init",
-        (MODES,),
-    ),
-    Mutation(
-        "layer-reset-after-the-input",
-        "ssm/diagonal.py",
-        "h = torch.where(reset[:, None, None], restored, h)",
-        "state = {'h': torch.where(reset[:, None, None], restored, h)}",
-        (MODES,),
-    ),
-    Mutation(
-        "layer-trace-index",
-        "ssm/diagonal.py",
-        "h[:, every - 1 :: every]",
-        "h[:, ::every]",
-        (TRACE,),
-    ),
-    Mutation(
-        "recurrent-reset-one-step-late",
-        "ssm/recurrent.py",
-        "begins = reset.clone()",
-        "begins = reset.roll(1, 1)",
-        (MODES, "tests/ssm/test_baselines.py"),
-    ),
-    Mutation(
-        "s5-sign",
-        "ssm/s5.py",
-        "inverse = torch.stack((re, -im), -1)",
-        "inverse = torch.stack((re, im), -1)",
-        ("tests/ssm/test_s5_golden.py",),
-    ),
-    Mutation(
-        "lru-sign",
-        "ssm/lru.py",
-        "a = diagonal.polar(-self.nu_log.exp(), self.theta_log.exp())",
-        "a = diagonal.polar(-self.nu_log.exp(), -self.theta_log.exp())",
-        ("tests/ssm/test_lru_golden.py",),
-    ),
-    Mutation(
-        "gate-order",
-        "ssm/block.py",
-        'kept = activated if kind == "half_glu1" else v',
-        'kept = v if kind == "half_glu1" else activated',
-        ("tests/ssm/test_s5_golden.py",),
-    ),
-)
+def load_mutations() -> list[Mutation]:
+    """Return all mutations, in the order of the files."""
+    return [
+        Mutation(**entry | {"tests": tuple(entry["tests"])})
+        for path in sorted((ROOT / "scripts" / "mutations").glob("*.yaml"))
+        for entry in yaml.safe_load(path.read_text())
+    ]
 
 
 def run_tests(copy: Path, cache: Path, tests: list[str]) -> int:
@@ -395,14 +97,17 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--only", default="", help="run those whose name contains this")
     arguments = parser.parse_args()
-    chosen = [m for m in MUTATIONS if arguments.only in m.name]
+    chosen = [m for m in load_mutations() if arguments.only in m.name]
     if arguments.list or not chosen:
-        print("\n".join(f"{m.name}: {m.file}" for m in MUTATIONS))
+        print("\n".join(f"{m.name}: {m.file}" for m in load_mutations()))
         return 0 if arguments.list else 1
     bad = 0
     with tempfile.TemporaryDirectory(prefix="statewise-mutations-") as folder:
         copy, cache = Path(folder) / "tree", Path(folder) / "cache"
         shutil.copytree(ROOT, copy, symlinks=True, ignore=SKIPPED)
+        for op in OPS:  # what is built already; a mutated source gets a folder of its own
+            if (built := cache_folder(op)).exists():
+                shutil.copytree(built, cache / "statewise" / built.name)
         tests = sorted({test for mutation in chosen for test in mutation.tests})
         if run_tests(copy, cache, tests) != PASSED:
             print("the tests fail without any mutation: repair that first")

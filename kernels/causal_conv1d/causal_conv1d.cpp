@@ -15,33 +15,16 @@
 #include <tuple>
 #include <vector>
 
+#include "../elementary.h"
+
 namespace {
+
+using namespace statewise;
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kBlock = 256;  // channels per task
-
-inline float exp_(float x) {  // within 2 ulp; Cephes
-  const float clamped = std::min(std::max(x, -87.0f), 88.0f);
-  const float shifted = clamped * 1.44269504f + 12582912.0f;
-  const float n = shifted - 12582912.0f;
-  const float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return p * __builtin_bit_cast(float, (static_cast<int>(n) + 127) << 23);
-}
-inline double exp_(double x) { return std::exp(x); }
-
-template <typename A>
-inline A sigmoid_(A x) {
-  return A(1) / (A(1) + exp_(-x));
-}
 
 struct Sizes {
   int64_t B, T, E, W, block, blocks;

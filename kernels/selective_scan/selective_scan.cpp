@@ -19,61 +19,17 @@
 #include <tuple>
 #include <vector>
 
+#include "../elementary.h"
+
 namespace {
+
+using namespace statewise;
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kChunk = 32;  // steps between kept states; `op.py` knows it, too
 constexpr int64_t kBlock = 64;  // channels per task
-
-// ---------------------------------------------------------------- elementary functions
-
-// Cephes' exponential: within 2 ulp, exactly 1 at 0, 0 below -87.
-inline float exp_(float x) {
-  const float clamped = std::min(std::max(x, -87.0f), 88.0f);
-  const float shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to an integer
-  const float n = shifted - 12582912.0f;
-  const float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const int bits = (static_cast<int>(n) + 127) << 23;
-  const float result = p * __builtin_bit_cast(float, bits);
-  return x < -87.0f ? 0.0f : result;
-}
-inline double exp_(double x) { return std::exp(x); }
-
-// log(1 + y) for y in [0, 1] as 2 atanh(y / (2 + y)).
-inline float log1p_(float y) {
-  const float s = y / (2.0f + y), q = s * s;
-  float p = 1.0f / 17;
-  p = p * q + 1.0f / 15;
-  p = p * q + 1.0f / 13;
-  p = p * q + 1.0f / 11;
-  p = p * q + 1.0f / 9;
-  p = p * q + 1.0f / 7;
-  p = p * q + 1.0f / 5;
-  p = p * q + 1.0f / 3;
-  return 2.0f * s * (p * q + 1.0f);
-}
-inline double log1p_(double y) { return std::log1p(y); }
-
-template <typename A>
-inline A softplus_(A x) {
-  const A value = std::max(x, A(0)) + log1p_(exp_(x < 0 ? x : -x));
-  return x > A(20) ? x : value;
-}
-
-template <typename A>
-inline A sigmoid_(A x) {
-  const A e = exp_(x < 0 ? x : -x);
-  return (x < 0 ? e : A(1)) / (A(1) + e);
-}
 
 // ---------------------------------------------------------------- what a call works on
 

@@ -158,7 +158,10 @@ def test_the_library_is_kept_per_source_flags_and_torch_version(monkeypatch, tmp
     changed = tmp_path / "cpu.cpp"
     changed.write_text("// another source")
     monkeypatch.setitem(extension.SOURCES, "linear_scan", changed)
-    assert len({folder, other_flags, extension.cache_folder("linear_scan")}) == 3
+    other_source = extension.cache_folder("linear_scan")
+    monkeypatch.setattr(extension, "HEADERS", (changed,))
+    other_header = extension.cache_folder("linear_scan")
+    assert len({folder, other_flags, other_source, other_header}) == 4
     assert "-ffast-math" not in " ".join(extension.FLAGS)
 
 
