@@ -20,6 +20,7 @@ import yaml
 from statewise import __main__ as program
 from statewise.agents.build import AGENTS
 from statewise.bench import claims, worker
+from statewise.bench import layers as bench_layers
 from statewise.bench import ppo as bench_ppo
 from statewise.bench import scan as bench_scan
 from statewise.envs.build import FAMILIES
@@ -107,6 +108,7 @@ SHRINK: dict[str, Callable[[list[str]], list[str]]] = {
     "train": with_tiny_settings,
     "eval": with_few_episodes,
     "plot": as_it_is,
+    "export": as_it_is,
     "list": as_it_is,
     "doctor": as_it_is,
     "bench": with_quick_sizes,
@@ -230,6 +232,7 @@ def test_every_command_of_the_readme_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench_scan, "launch", run_job_here)
     monkeypatch.setattr(bench_ppo, "launch", run_job_here)
+    monkeypatch.setattr(bench_layers, "launch", run_job_here)
     run_statewise(line)
 
 
