@@ -9,6 +9,7 @@
 #include <cmath>
 
 namespace statewise {
+namespace {  // every library has its own
 
 // Cephes' exponential: within 2 ulp, exactly 1 at 0, 0 below -87.
 inline float exp_(float x) {
@@ -56,4 +57,5 @@ inline A sigmoid_(A x) {
   return (x < 0 ? e : A(1)) / (A(1) + e);
 }
 
+}  // namespace
 }  // namespace statewise

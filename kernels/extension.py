@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,6 @@ OPS: tuple[str, ...] = (
 )
 SOURCES = {op: Path(__file__).resolve().parent / op / f"{op}.cpp" for op in OPS}
 OPS = tuple(op for op in OPS if SOURCES[op].exists())  # TEMPORARY while the kernels are written
-HEADERS = (Path(__file__).resolve().parent / "elementary.h",)
 # No -ffast-math: it would break the handling of NaN at resets.
 FLAGS = (
     "-O3",
@@ -56,12 +56,18 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith("flags")), platform.machine())
 
 
+def _files(source: Path) -> list[Path]:
+    """Return a source and the headers of ours that it includes."""
+    names = re.findall(r'^#include "(.+)"$', source.read_text(), re.M)
+    return [source, *(file for name in names for file in _files(source.parent / name))]
+
+
 def cache_folder(op: str) -> Path:
     """Return the folder that holds the library of `op` for this torch, source and processor."""
     digest = hashlib.sha256()
     for text in (torch.__version__, sys.version, _processor(), *FLAGS):
         digest.update(text.encode())
-    for path in (SOURCES[op], *HEADERS):
+    for path in _files(SOURCES[op]):
         digest.update(path.read_bytes())
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "statewise" / f"{op}-{digest.hexdigest()[:16]}"

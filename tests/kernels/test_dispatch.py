@@ -155,11 +155,12 @@ def test_the_library_is_kept_per_source_flags_and_torch_version(monkeypatch, tmp
     assert extension.cache_folder("linear_scan") == folder
     monkeypatch.setattr(extension, "FLAGS", ("-O0",))
     other_flags = extension.cache_folder("linear_scan")
-    changed = tmp_path / "cpu.cpp"
-    changed.write_text("// another source")
+    header, changed = tmp_path / "own.h", tmp_path / "cpu.cpp"
+    header.write_text("// first")
+    changed.write_text('// another source\n#include "own.h"\n')
     monkeypatch.setitem(extension.SOURCES, "linear_scan", changed)
     other_source = extension.cache_folder("linear_scan")
-    monkeypatch.setattr(extension, "HEADERS", (changed,))
+    header.write_text("// second")
     other_header = extension.cache_folder("linear_scan")
     assert len({folder, other_flags, other_source, other_header}) == 4
     assert "-ffast-math" not in " ".join(extension.FLAGS)
