@@ -9,6 +9,7 @@ from statewise.kernels.selective_scan.op import (
     selective_scan_pairs,
     selective_step,
 )
+from statewise.kernels.ssd_scan.op import ssd_scan, ssd_step
 
 __all__ = [
     "BACKENDS",
@@ -22,4 +23,6 @@ __all__ = [
     "selective_scan",
     "selective_scan_pairs",
     "selective_step",
+    "ssd_scan",
+    "ssd_step",
 ]

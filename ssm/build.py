@@ -10,6 +10,7 @@ from statewise.ssm.gru import GRULayer
 from statewise.ssm.lru import LRUConfig, LRULayer
 from statewise.ssm.lstm import LSTMLayer
 from statewise.ssm.mamba import MambaConfig, MambaLayer
+from statewise.ssm.mamba2 import Mamba2Config, Mamba2Layer
 from statewise.ssm.protocol import SequenceModel
 from statewise.ssm.s5 import S5Config, S5Layer
 from statewise.ssm.stack import Stack
@@ -19,7 +20,7 @@ from statewise.ssm.stack import Stack
 class SequenceConfig:
     """A stack of equal blocks."""
 
-    kind: Literal["s5", "lru", "mamba", "gru", "lstm"] = "s5"
+    kind: Literal["s5", "lru", "mamba", "mamba2", "gru", "lstm"] = "s5"
     num_layers: int = 2  # >= 1
     d_model: int = 64  # >= 1, width of every block
     backend: Backend = "auto"  # of the scans; GRU and LSTM have none
@@ -27,12 +28,18 @@ class SequenceConfig:
     s5: S5Config = field(default_factory=S5Config)  # only with kind s5
     lru: LRUConfig = field(default_factory=LRUConfig)  # only with kind lru
     mamba: MambaConfig = field(default_factory=MambaConfig)  # only with kind mamba
+    mamba2: Mamba2Config = field(default_factory=Mamba2Config)  # only with kind mamba2
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "d_model"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        own = {"s5": S5Config(), "lru": LRUConfig(), "mamba": MambaConfig()}
+        own = {
+            "s5": S5Config(),
+            "lru": LRUConfig(),
+            "mamba": MambaConfig(),
+            "mamba2": Mamba2Config(),
+        }
         ignored = [
             name
             for name, default in own.items()
@@ -73,6 +80,13 @@ SEQUENCES: dict[str, SequenceRow] = {
         lambda c: MambaLayer(c.d_model, c.mamba, c.backend),
         "selective SSM with convolution and gate (Gu & Dao 2023)",
         "docs/systems/mamba.md",
+        norm="rms",
+        gate="none",
+    ),
+    "mamba2": SequenceRow(
+        lambda c: Mamba2Layer(c.d_model, c.mamba2, c.backend),
+        "selective SSM with one decay per head, in matrix products (Dao & Gu 2024)",
+        "docs/systems/mamba2.md",
         norm="rms",
         gate="none",
     ),

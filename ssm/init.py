@@ -56,6 +56,17 @@ def log_uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
     return draw * (math.log(high) - math.log(low)) + math.log(low)
 
 
+def inverse_softplus(x: Tensor) -> Tensor:
+    """Return y with softplus(y) = x, for x > 0."""
+    return x + torch.log(-torch.expm1(-x))
+
+
+def initial_step_bias(count: int, low: float, high: float) -> Tensor:
+    """Return biases (count,) whose softplus is log-uniform in [low, high], 1e-4 or more."""
+    steps = log_uniform((count,), low, high).exp().clamp(min=1e-4)
+    return inverse_softplus(steps).to(torch.get_default_dtype())
+
+
 def as_pairs(x: NDArray[np.complex128] | Tensor) -> Tensor:
     """Turn a complex array into real pairs, in torch's default dtype."""
     tensor = torch.as_tensor(x)

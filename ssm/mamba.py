@@ -30,7 +30,7 @@ from statewise.kernels import (
     selective_scan_pairs,
     selective_step,
 )
-from statewise.ssm.init import log_uniform
+from statewise.ssm.init import initial_step_bias, inverse_softplus
 from statewise.ssm.precision import full_precision
 from statewise.ssm.protocol import Cache, SequenceModel, State
 from statewise.ssm.windows import trace_by_windows
@@ -78,11 +78,6 @@ class MambaConfig:
             )
 
 
-def inverse_softplus(x: Tensor) -> Tensor:
-    """Return y with softplus(y) = x, for x > 0."""
-    return x + torch.log(-torch.expm1(-x))
-
-
 class MambaLayer(nn.Module):
     """One Mamba layer of width `d_model`; a `SequenceModel`."""
 
@@ -104,8 +99,7 @@ class MambaLayer(nn.Module):
         self.conv_bias = nn.Parameter(torch.zeros(E) if conv.bias is None else conv.bias.detach())
         self.x_proj = nn.Linear(E, R + 2 * self.width, bias=False)
         self.dt_weight = nn.Parameter((2 * torch.rand(E, R) - 1) * R**-0.5)
-        dt = log_uniform((E,), config.dt_min, config.dt_max).exp().clamp(min=1e-4)
-        self.dt_bias = nn.Parameter(inverse_softplus(dt).to(torch.get_default_dtype()))
+        self.dt_bias = nn.Parameter(initial_step_bias(E, config.dt_min, config.dt_max))
         self.A_log = nn.Parameter(torch.arange(1.0, N + 1).log().repeat(E, 1))
         if self.complex:
             self.A_im = nn.Parameter(math.pi * torch.arange(float(N)).repeat(E, 1))

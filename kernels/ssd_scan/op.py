@@ -93,8 +93,15 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     skip = h0.new_empty((0,) if D is None else D.shape)
-    wide = (h0.new_empty(v.shape) for v in (dt, A, Bm, Cm))
-    return x.new_empty(x.shape), *wide, skip, h0.new_empty(h0.shape)
+    return (
+        x.new_empty(x.shape),
+        h0.new_empty(dt.shape),
+        h0.new_empty(A.shape),
+        h0.new_empty(Bm.shape),
+        h0.new_empty(Cm.shape),
+        skip,
+        h0.new_empty(h0.shape),
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -237,6 +244,7 @@ def ssd_step(
     if steps_in_cpp(OP, x, h, backend):
         y, h = torch.ops.statewise_cpu.ssd_scan_step(x, dt, A, Bm, Cm, D, h, reset)
         return y, h
-    wide = (v.to(h.dtype) for v in (x, dt, A, Bm, Cm))
-    y, h = reference.step(*wide, D, h, reset)
-    return y.to(x.dtype), h
+    dtype = x.dtype
+    x, dt, A, Bm, Cm = (v.to(h.dtype) for v in (x, dt, A, Bm, Cm))
+    y, h = reference.step(x, dt, A, Bm, Cm, D, h, reset)
+    return y.to(dtype), h

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from statewise.kernels import BackendError, selective_scan, selective_scan_pairs, selective_step
 from tests import golden_files
+from tests.kernels.largest import LargestTensor
 from tests.kernels.scan_cases import BACKENDS, FAST_BACKENDS
 from tests.kernels.selective_cases import MATRIX, Case, floats, make, results
 from tests.resets import KINDS, pattern
@@ -237,23 +237,10 @@ def test_strides_and_slices_of_a_projection_are_read_as_they_are(backend):
     assert_close(last, expected_last, DOUBLE, 9)
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Notes the largest result of any operation."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, Tensor):
-                self.largest = max(self.largest, x.numel())
-        return out
-
-
 def test_nothing_of_the_size_of_all_states_is_ever_made():
     B, T, E, N = 2, 512, 64, 16
     arguments = make(Case(B=B, T=T, E=E, N=N), torch.float32)
-    with _LargestTensor() as mode:
+    with LargestTensor() as mode:
         results(arguments, "cpu")
     assert B * T * E <= mode.largest < 2 * B * T * E
 
