@@ -72,7 +72,9 @@ def ops() -> list[str]:
 
 def cases_of(op: str) -> list[CompileCase]:
     """Return the cases that the backend of an op lists."""
-    cases: list[CompileCase] = importlib.import_module(f"statewise.kernels.{op}.triton").COMPILE_CASES
+    cases: list[CompileCase] = importlib.import_module(
+        f"statewise.kernels.{op}.triton"
+    ).COMPILE_CASES
     return distinct(cases)
 
 
@@ -114,12 +116,8 @@ def build(case: CompileCase, arch: int) -> tuple[bytes, int]:
         constexprs=case.constexprs,
         attrs={(position,): [["tt.divisibility", 16]] for position in case.aligned},
     )
-    options = {
-        "num_warps": case.num_warps,
-        "num_stages": case.num_stages,
-        "enable_fp_fusion": True,
-    }
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, WARP), options=options)
+    target = GPUTarget("cuda", arch, WARP)
+    compiled = triton.compile(source, target=target, options=case.options)
     return compiled.asm["cubin"], compiled.metadata.shared
 
 
