@@ -3,5 +3,32 @@
 from collections.abc import Callable
 
 from statewise.ssm import SequenceModel
+from statewise.ssm.dss import DSSConfig, DSSLayer
+from statewise.ssm.lssl import LSSLConfig, LSSLLayer
+from statewise.ssm.s4 import S4Config, S4Layer
+from statewise.ssm.s4d import S4DConfig, S4DLayer
 
-LAYERS: dict[str, Callable[[], SequenceModel]] = {}
+
+def _s4d(backend: str = "auto", **options: object) -> Callable[[], SequenceModel]:
+    return lambda: S4DLayer(4, S4DConfig(**{"state_size": 8} | options), backend)
+
+
+def _s4(backend: str = "auto", **options: object) -> Callable[[], SequenceModel]:
+    return lambda: S4Layer(4, S4Config(**{"state_size": 8} | options), backend)
+
+
+def _lssl(**options: object) -> Callable[[], SequenceModel]:
+    return lambda: LSSLLayer(4, LSSLConfig(**{"state_size": 6} | options))
+
+
+LAYERS: dict[str, Callable[[], SequenceModel]] = {
+    "s4d-torch-inv-bilinear": _s4d(
+        "torch", init="inv", discretization="bilinear", num_copies=2, dt_tie=False
+    ),
+    "s4d-reference-real": _s4d("reference", init="real", learn_b=False, bandlimit=0.9),
+    "s4-legt": _s4(measure="legt", num_copies=None),
+    "s4-torch-fourier": _s4("torch", measure="fourier"),
+    "dss-two": lambda: DSSLayer(4, DSSConfig(state_size=6, num_copies=2)),
+    "lssl-fixed": _lssl(learn="fixed", alpha=1.0),
+    "lssl-per-channel": _lssl(learn="per_channel", measure="fourier", learn_dt=True),
+}
