@@ -105,12 +105,14 @@ def backward(
             db = db + (driven * wide[:, at, :, None]).sum((0, 1))
         if need_x:
             dx.append((driven * bbar.conj()).sum(-1).real)
-    empty = h0.new_empty(0)
+
+    def given(z: Tensor) -> Tensor:
+        return torch.view_as_real(z).clone() if need_parameters else h0.new_empty(0)
+
     return (
         torch.cat(dx[::-1], 1).to(x.dtype).contiguous() if need_x else x.new_empty(0),
-        *(
-            torch.view_as_real(z).clone() if need_parameters else empty.clone()
-            for z in (da, db, dc)
-        ),
+        given(da),
+        given(db),
+        given(dc),
         torch.view_as_real(v).clone(),
     )
