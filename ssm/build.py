@@ -138,7 +138,7 @@ SEQUENCES: dict[str, SequenceRow] = {
     "mamba2": SequenceRow(
         lambda c: Mamba2Layer(c.d_model, c.mamba2, c.backend),
         "selective SSM with one decay per head, in matrix products (Dao & Gu 2024)",
-        "docs/systems/mamba2.md",
+        "docs/systems/mamba.md",
         norm="rms",
         gate="none",
     ),

@@ -6,7 +6,8 @@ Spaces", propositions 1a and 1b; B = 1, and A starts from the normal part of HiP
     exp      h_t = a * h_{t-1} + (a - 1) / A x_t,   y_t = 2 Re sum_n C_n h_{t,n} + D x_t
     softmax  y = K * x + D x,   K_l = 2 Re sum_n C_n / A_n softmax_l(dt A_n l),   l < L
 
-per channel, a = exp(dt A). "exp" keeps Re A = -exp(parameter) and is a recurrence like S4D.
+per channel, a = exp(dt A), dt `dt_scale` times a parameter. "exp" keeps Re A = -exp(parameter), or
+another negative function (`ssm/real_part.py`), and is a recurrence like S4D.
 "softmax" normalises over a window of a fixed length L, so that Re A may have any sign: it is a
 convolution alone and refuses to step, to carry a state and to reset inside a window.
 """
@@ -14,20 +15,21 @@ convolution alone and refuses to step, to carry a state and to reset inside a wi
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from statewise.kernels import Backend
 from statewise.kernels.convolution.op import fft_conv, vandermonde_pairs
-from statewise.ssm import lti
+from statewise.ssm import lti, real_part
 from statewise.ssm.diagonal import complex_product, polar
 from statewise.ssm.hippo import s4d_eigenvalues
 from statewise.ssm.init import log_uniform
 from statewise.ssm.lti import ChannelLayer, Diagonal, Mode, pick
 from statewise.ssm.precision import full_precision
 from statewise.ssm.protocol import Cache, State
+from statewise.ssm.real_part import RealPart
 from statewise.ssm.s4d import check_common, copies, real_parameter, tiled
+from statewise.ssm.timescale import check_steps
 
 GUARD = 1e-7  # of the denominator of the softmax, as in the release
 
@@ -41,10 +43,13 @@ class DSSConfig:
     length: int | None = None  # L >= 1, longest window; only with softmax, which needs it
     dt_min: float = 1e-3  # > 0, smallest initial step
     dt_max: float = 0.1  # >= dt_min
+    dt_scale: float = 1.0  # > 0, multiplies every step: data sampled at another rate
+    re_param: RealPart = "exp"  # how Re A stays negative; only with kernel exp
     num_copies: int | None = 1  # S, divides the layer's width; None means one A per channel
 
     def __post_init__(self) -> None:
-        check_common(self.state_size, self.dt_min, self.dt_max, self.num_copies)
+        check_common(self.state_size, self.num_copies)
+        check_steps(self.dt_min, self.dt_max, self.dt_scale)
         if (self.length is not None) != (self.kernel == "softmax"):
             raise ValueError(
                 f"length: expected a number with kernel softmax and None with exp, got "
@@ -52,6 +57,11 @@ class DSSConfig:
             )
         if self.length is not None and self.length < 1:
             raise ValueError(f"length: expected at least 1, got {self.length}")
+        if self.kernel == "softmax" and self.re_param != "exp":
+            raise ValueError(
+                f"re_param: would be ignored with kernel softmax, got {self.re_param}: remove it, "
+                "or use kernel exp"
+            )
 
 
 def softmax_kernel(re: Tensor, im: Tensor, dt: Tensor, C: Tensor, length: int) -> Tensor:
@@ -75,7 +85,7 @@ def softmax_kernel(re: Tensor, im: Tensor, dt: Tensor, C: Tensor, length: int) -
 class DSSLayer(ChannelLayer):
     """One DSS layer of width `d_model`; a `SequenceModel` with kernel "exp"."""
 
-    ssm_parameters = ("log_dt", "log_neg_re", "A_re", "A_im", "D")
+    ssm_parameters = ("log_dt", "log_neg_re", "re_weight", "A_re", "A_im", "D")
 
     def __init__(self, d_model: int, config: DSSConfig | None = None, backend: Backend = "auto"):
         config = DSSConfig() if config is None else config
@@ -84,10 +94,11 @@ class DSSLayer(ChannelLayer):
         self.config = config
         S = copies(d_model, config.num_copies)
         A = s4d_eigenvalues("legs", config.state_size)
-        if config.kernel == "exp":
-            self.log_neg_re = real_parameter(np.log(-A.real), S)
-        else:
-            self.A_re = real_parameter(A.real, S)
+        # The softmax takes any real part: its parameter is Re A itself.
+        form: RealPart = config.re_param if config.kernel == "exp" else "clip"
+        self.re_name = real_part.parameter_name(form, "A_re")
+        weight = real_part.initial_weight(form, torch.as_tensor(A.real))
+        self.register_parameter(self.re_name, real_parameter(weight, S))
         self.A_im = real_parameter(A.imag, S)
         self.C = nn.Parameter(torch.randn(d_model, N, 2) * 0.5**0.5)
         log_dt = log_uniform((d_model, 1), config.dt_min, config.dt_max)
@@ -102,14 +113,20 @@ class DSSLayer(ChannelLayer):
 
     def eigenvalues(self) -> tuple[Tensor, Tensor]:
         """Return real and imaginary parts of A, (H, N) each."""
-        re = -self.log_neg_re.exp() if self.config.kernel == "exp" else self.A_re
+        re = getattr(self, self.re_name)
+        if self.config.kernel == "exp":
+            re = real_part.value(self.config.re_param, re)
         return tiled(re, self.d_in), tiled(self.A_im, self.d_in)
+
+    def steps(self) -> Tensor:
+        """Return dt (H, 1)."""
+        return self.config.dt_scale * self.log_dt.exp()
 
     def discretize(self) -> Diagonal:
         """Return the discrete system of the present parameters; kernel "exp" alone."""
         self._refuse("be stepped")
         re, im = self.eigenvalues()
-        a, b = lti.discretize("zoh", re, im, self.log_dt.exp())
+        a, b = lti.discretize("zoh", re, im, self.steps())
         return Diagonal(a, b, self.C)
 
     def kernel(self, length: int) -> Tensor:
@@ -120,7 +137,7 @@ class DSSLayer(ChannelLayer):
             self._refuse(f"run {length} steps with length {self.config.length}")
         with full_precision(self.D.device):
             re, im = self.eigenvalues()
-            whole = softmax_kernel(re, im, self.log_dt.exp(), self.C, self.config.length)
+            whole = softmax_kernel(re, im, self.steps(), self.C, self.config.length)
             return whole[:, :length]
 
     def initial_state(self, batch_size: int) -> State:

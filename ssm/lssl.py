@@ -9,6 +9,8 @@ from x' = A x + B u by the generalised bilinear transform with steps dt:
 
     Abar = (I - alpha dt A)^-1 (I + (1 - alpha) dt A),    Bbar = (I - alpha dt A)^-1 dt B
 
+dt is `dt_scale` times a parameter.
+
 Deviations: one output per channel; the mixing of channels is left to the block.
 """
 
@@ -24,6 +26,7 @@ from statewise.ssm.chunked import Dense
 from statewise.ssm.dense import DenseLayer
 from statewise.ssm.hippo import Measure, hippo
 from statewise.ssm.init import log_uniform
+from statewise.ssm.timescale import check_steps
 
 LARGEST = 64
 
@@ -39,6 +42,7 @@ class LSSLConfig:
     alpha: float = 0.5  # in [0, 1]; 0 Euler, 1 backward Euler, 0.5 bilinear
     dt_min: float = 1e-3  # > 0, smallest initial step
     dt_max: float = 0.1  # >= dt_min
+    dt_scale: float = 1.0  # > 0, multiplies every step: data sampled at another rate
 
     def __post_init__(self) -> None:
         N = self.state_size
@@ -47,10 +51,7 @@ class LSSLConfig:
                 f"state_size: expected 2 to {LARGEST}, even with measure fourier, got {N}: use S4 "
                 "for larger states"
             )
-        if not 0 < self.dt_min <= self.dt_max:
-            raise ValueError(
-                f"dt_min: expected 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}"
-            )
+        check_steps(self.dt_min, self.dt_max, self.dt_scale)
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: expected [0, 1], got {self.alpha}")
 
@@ -94,5 +95,6 @@ class LSSLLayer(DenseLayer):
 
     def discretize(self) -> Dense:
         """Return the discrete system of the present parameters."""
-        A, B = generalized_bilinear(self.A, self.B, self.log_dt.exp(), self.config.alpha)
+        dt = self.config.dt_scale * self.log_dt.exp()
+        A, B = generalized_bilinear(self.A, self.B, dt, self.config.alpha)
         return Dense(A, B, self.C)

@@ -9,8 +9,9 @@ pair kept. With g = 1 / (1 - dt w/2), q(z) = 2 Re(P^* z) and K = (1 + dt/2 q(g P
 
     Abar z = g (1 + dt w/2) z - dt g P K q(g z),    Bbar = dt (g B - dt/2 g P K q(g B))
 
-Re w = -exp(parameter) and the low-rank term is -P P^*, so Abar is a contraction whatever the
-training does. Channel h uses w, P and B of copy h mod S.
+Re w = -exp(parameter), or another negative function (`ssm/real_part.py`), and the low-rank term is
+-P P^*, so Abar is a contraction whatever the training does. dt is `dt_scale` times a parameter.
+Channel h uses w, P and B of copy h mod S.
 
 Deviations: C is the parameter, not C (1 - Abar^L), so that no length is built in; the parallel
 mode goes in chunks (`ssm/chunked.py`) and takes resets. The release also steps through a diagonal
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from statewise.kernels import Backend
 from statewise.kernels.convolution.op import dplr_kernel, truncated_output
 from statewise.kernels.ssm_scan_lti.op import ssm_scan_lti_step
+from statewise.ssm import real_part
 from statewise.ssm.chunked import Dense
 from statewise.ssm.dense import DenseLayer
 from statewise.ssm.diagonal import complex_product
@@ -37,7 +39,9 @@ from statewise.ssm.hippo import B_CLIP, Measure, clip_imaginary, nplr
 from statewise.ssm.init import as_pairs, log_uniform
 from statewise.ssm.precision import full_precision
 from statewise.ssm.protocol import Cache, State
+from statewise.ssm.real_part import RealPart
 from statewise.ssm.s4d import check_common, copies, real_parameter, tiled
+from statewise.ssm.timescale import MEASURE_WINDOW, MemorySteps, check_steps, step_range
 
 SMALLEST_DECAY = 1e-4  # of Re w at the start; it is 0 for LegT and Fourier
 
@@ -50,11 +54,15 @@ class S4Config:
     measure: Measure = "legs"  # where w, P and B start; legt has rank 2, the others rank 1
     dt_min: float = 1e-3  # > 0, smallest initial step
     dt_max: float = 0.1  # >= dt_min
+    memory_steps: MemorySteps | None = None  # shortest, longest, >= 1: in place of dt_min, dt_max
+    dt_scale: float = 1.0  # > 0, multiplies every step: data sampled at another rate
+    re_param: RealPart = "exp"  # how Re w stays negative
     num_copies: int | None = 1  # S, divides the layer's width; None means one per channel
     kernel: Literal["powers", "cauchy"] = "powers"  # of mode "conv": powers of Abar, or the paper's
 
     def __post_init__(self) -> None:
-        check_common(self.state_size, self.dt_min, self.dt_max, self.num_copies)
+        check_common(self.state_size, self.num_copies)
+        check_steps(self.dt_min, self.dt_max, self.dt_scale, self.memory_steps)
 
 
 class LowRank(NamedTuple):
@@ -98,7 +106,7 @@ def bilinear(w: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> LowRank:
 class S4Layer(DenseLayer):
     """One S4 layer of width `d_model`; a `SequenceModel`."""
 
-    ssm_parameters = ("log_dt", "log_neg_re", "A_im", "P", "B", "D")
+    ssm_parameters = ("log_dt", "log_neg_re", "re_weight", "A_re", "A_im", "P", "B", "D")
 
     def __init__(self, d_model: int, config: S4Config | None = None, backend: Backend = "auto"):
         config = S4Config() if config is None else config
@@ -107,19 +115,27 @@ class S4Layer(DenseLayer):
         self.config = config
         S = copies(d_model, config.num_copies)
         initial = nplr(config.measure, config.state_size)
-        self.log_neg_re = real_parameter(np.log(np.maximum(-initial.w.real, SMALLEST_DECAY)), S)
+        real = torch.as_tensor(np.minimum(initial.w.real, -SMALLEST_DECAY))
+        self.re_name = real_part.parameter_name(config.re_param, "A_re")
+        weight = real_part.initial_weight(config.re_param, real)
+        self.register_parameter(self.re_name, real_parameter(weight, S))
         self.A_im = real_parameter(initial.w.imag, S)
         self.P = nn.Parameter(as_pairs(initial.P).repeat(S, 1, 1, 1))
         self.B = nn.Parameter(as_pairs(clip_imaginary(initial.B, B_CLIP)).repeat(S, 1, 1))
         self.C = nn.Parameter(torch.randn(d_model, N, 2) * 0.5**0.5)
-        log_dt = log_uniform((d_model,), config.dt_min, config.dt_max)
+        steps = step_range(
+            MEASURE_WINDOW[config.measure], config.dt_min, config.dt_max, config.memory_steps
+        )
+        log_dt = log_uniform((d_model,), *steps)
         self.log_dt = nn.Parameter(log_dt.to(torch.get_default_dtype()))
 
     def _continuous(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return w, P, B and dt per channel."""
         H = self.d_in
-        w = torch.stack((-self.log_neg_re.exp(), self.A_im), -1)
-        return tiled(w, H), tiled(self.P, H), tiled(self.B, H), self.log_dt.exp()
+        re = real_part.value(self.config.re_param, getattr(self, self.re_name))
+        w = torch.stack((re, self.A_im), -1)
+        dt = self.config.dt_scale * self.log_dt.exp()
+        return tiled(w, H), tiled(self.P, H), tiled(self.B, H), dt
 
     def low_rank(self) -> LowRank:
         """Return the discrete system of the present parameters."""

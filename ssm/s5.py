@@ -12,7 +12,9 @@ state where `reset_t`. Zero-order hold: Lambda_bar = exp(Lambda dt), B_bar = Lam
 dt / (1 - Lambda dt/2) B.
 
 Deviations: Re(Lambda) = -exp(parameter), so that no training step can make a state grow
-("clip" is the release's option, min(Re, -1e-4)).
+("clip" is the release's option, min(Re, -1e-4); others in `ssm/real_part.py`). dt is `dt_scale`
+times a parameter. Options beyond the paper, off by default: `init` "ptd" (`ssm/perturb.py`) and
+`memory_steps` (`ssm/timescale.py`).
 """
 
 from dataclasses import dataclass
@@ -23,11 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from statewise.kernels import Backend
-from statewise.ssm import diagonal
+from statewise.ssm import diagonal, real_part
 from statewise.ssm.diagonal import DiagonalLayer, Discrete
 from statewise.ssm.init import as_pairs, log_uniform, normal_legs, truncated_normal
+from statewise.ssm.perturb import check_perturbation, perturbed_legs
+from statewise.ssm.real_part import RealPart
+from statewise.ssm.timescale import SPECTRUM_WINDOW, MemorySteps, check_steps, step_range
 
-CLIP = -1e-4
+Eigenvalues = np.ndarray[tuple[int], np.dtype[np.complex128]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +42,15 @@ class S5Config:
     state_size: int | None = None  # N, > 0; None means the layer's width
     blocks: int = 1  # J >= 1, copies of a HiPPO matrix of size N / J
     conj_sym: bool = True  # keep one of each conjugate pair: P = N / 2 states instead of N
+    init: Literal["legs", "ptd"] = "legs"  # the normal part of HiPPO-LegS, or all of it, perturbed
+    perturbation: float | None = None  # > 0, size of ptd's E relative to A; None means 0.1
     discretization: Literal["zoh", "bilinear"] = "zoh"
     c_init: Literal["truncated_normal", "lecun_normal", "complex_normal"] = "truncated_normal"
     dt_min: float = 1e-3  # > 0, smallest initial time step
     dt_max: float = 0.1  # >= dt_min
-    re_param: Literal["exp", "clip"] = "exp"  # how Re(Lambda) stays negative
+    memory_steps: MemorySteps | None = None  # shortest, longest, >= 1: in place of dt_min, dt_max
+    dt_scale: float = 1.0  # > 0, multiplies every step: data sampled at another rate
+    re_param: RealPart = "exp"  # how Re(Lambda) stays negative
     initial_state: Literal["zero", "learned"] = "zero"  # what a reset restores
 
     def __post_init__(self) -> None:
@@ -49,16 +58,12 @@ class S5Config:
             raise ValueError(f"state_size: expected at least 1, got {self.state_size}")
         if self.blocks < 1:
             raise ValueError(f"blocks: expected at least 1, got {self.blocks}")
-        if not 0 < self.dt_min <= self.dt_max:
-            raise ValueError(
-                f"dt_min: expected 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}"
-            )
+        check_perturbation(self.init, self.perturbation)
+        check_steps(self.dt_min, self.dt_max, self.dt_scale, self.memory_steps)
 
 
-def initial_eigenvalues(
-    N: int, blocks: int, conj_sym: bool
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.complex128]], Tensor]:
-    """Return Lambda (P,) and V (N, P) of `blocks` HiPPO matrices on the diagonal.
+def kept_per_block(N: int, blocks: int, conj_sym: bool) -> int:
+    """Return how many eigenvalues of a block are kept, P / J.
 
     Raises:
         ValueError: N does not split into `blocks` (conjugate-symmetric) blocks.
@@ -69,36 +74,74 @@ def initial_eigenvalues(
             f"state_size: expected a multiple of {divisor} (blocks {blocks}, conj_sym "
             f"{conj_sym}), got {N}"
         )
+    return N // divisor
+
+
+def initial_eigenvalues(N: int, blocks: int, conj_sym: bool) -> tuple[Eigenvalues, Tensor]:
+    """Return Lambda (P,) and V (N, P) of `blocks` normal HiPPO matrices on the diagonal.
+
+    Raises:
+        ValueError: N does not split into `blocks` (conjugate-symmetric) blocks.
+    """
+    kept = kept_per_block(N, blocks, conj_sym)
     eigenvalues, V = normal_legs(N // blocks)
-    kept = N // divisor
     tiled = np.tile(eigenvalues[:kept], blocks)
     return tiled, torch.block_diag(*(torch.as_tensor(V[:, :kept]) for _ in range(blocks)))
+
+
+def initial_system(N: int, config: S5Config) -> tuple[Eigenvalues, Tensor, Tensor]:
+    """Return Lambda (P,), V (N, P) and the rows of V^-1 (P, N) that `config` starts from.
+
+    Raises:
+        ValueError: N does not split into blocks, or a perturbation is too small.
+    """
+    if config.init == "legs":
+        eigenvalues, V = initial_eigenvalues(N, config.blocks, config.conj_sym)
+        return eigenvalues, V, V.mH
+    kept_per_block(N, config.blocks, config.conj_sym)
+    one = perturbed_legs(N // config.blocks, config.perturbation, paired=config.conj_sym)
+    V, inverse = (
+        torch.block_diag(*(torch.as_tensor(x) for _ in range(config.blocks)))
+        for x in (one.V, one.inverse)
+    )
+    return np.tile(one.w, config.blocks), V, inverse
 
 
 class S5Layer(DiagonalLayer):
     """One S5 layer of width `d_model`; a `SequenceModel`."""
 
+    ssm_parameters = (
+        "log_neg_re",
+        "re_weight",
+        "Lambda_re",
+        "Lambda_im",
+        "B",
+        "log_step",
+        "D",
+        "h_init",
+    )
+
     def __init__(self, d_model: int, config: S5Config | None = None, backend: Backend = "auto"):
         config = S5Config() if config is None else config
         N = config.state_size or d_model
-        eigenvalues, V = initial_eigenvalues(N, config.blocks, config.conj_sym)
+        eigenvalues, V, V_inverse = initial_system(N, config)
         P = len(eigenvalues)
         super().__init__(d_model, P, config.initial_state, backend)
         self.config = config
         real = torch.as_tensor(eigenvalues.real).to(torch.get_default_dtype())
-        if config.re_param == "exp":
-            self.log_neg_re = nn.Parameter((-real).log())
-        else:
-            self.Lambda_re = nn.Parameter(real)
+        self.re_name = real_part.parameter_name(config.re_param, "Lambda_re")
+        weight = real_part.initial_weight(config.re_param, real)
+        self.register_parameter(self.re_name, nn.Parameter(weight))
         self.Lambda_im = nn.Parameter(
             torch.as_tensor(eigenvalues.imag).to(torch.get_default_dtype())
         )
         B = truncated_normal((N, d_model), N**-0.5, None)
-        self.B = nn.Parameter(as_pairs(V.mH @ B.to(V.dtype)))
+        self.B = nn.Parameter(as_pairs(V_inverse @ B.to(V.dtype)))
         self.C = nn.Parameter(self._initial_output(d_model, N, V))
-        self.log_step = nn.Parameter(
-            log_uniform((P,), config.dt_min, config.dt_max).to(torch.get_default_dtype())
+        steps = step_range(
+            SPECTRUM_WINDOW[config.init], config.dt_min, config.dt_max, config.memory_steps
         )
+        self.log_step = nn.Parameter(log_uniform((P,), *steps).to(torch.get_default_dtype()))
 
     def _initial_output(self, H: int, N: int, V: Tensor) -> Tensor:
         if self.config.c_init == "complex_normal":
@@ -110,14 +153,12 @@ class S5Layer(DiagonalLayer):
 
     def eigenvalues(self) -> tuple[Tensor, Tensor]:
         """Return the continuous eigenvalues as (real, imaginary), each (P,), real < 0."""
-        if self.config.re_param == "exp":
-            return -self.log_neg_re.exp(), self.Lambda_im
-        return self.Lambda_re.clamp(max=CLIP), self.Lambda_im
+        return real_part.value(self.config.re_param, getattr(self, self.re_name)), self.Lambda_im
 
     def discretize(self) -> Discrete:
         """Return the discrete system of the present parameters."""
         re, im = self.eigenvalues()
-        dt = self.log_step.exp()
+        dt = self.config.dt_scale * self.log_step.exp()
         if self.config.discretization == "zoh":
             a = diagonal.polar(re * dt, im * dt)
             # exp(z) - 1 without cancellation, then divided by Lambda

@@ -5,7 +5,11 @@ import torch
 from torch import nn
 
 from statewise.ssm import SEQUENCES, SequenceConfig, build_sequence
+from statewise.ssm.dss import DSSConfig, DSSLayer
 from statewise.ssm.groups import parameter_groups, ssm_parameter_names
+from statewise.ssm.s4 import S4Config, S4Layer
+from statewise.ssm.s4d import S4DConfig, S4DLayer
+from statewise.ssm.s5 import S5Config, S5Layer
 
 every_row = pytest.mark.parametrize("kind", list(SEQUENCES))
 
@@ -40,6 +44,23 @@ def test_state_space_parameters_take_no_decay_and_a_rate_of_their_own():
     assert any(p is layer.nu_log for p in groups["ssm"]["params"])
     assert any(p is layer.C_re for p in groups["regular"]["params"])
     assert all(p.dim() < 2 for p in groups["vectors"]["params"])
+
+
+@pytest.mark.parametrize("re_param", ["exp", "softplus", "inv_square", "clip"])
+def test_all_of_s5_but_its_output_matrix_is_a_state_space_parameter(re_param):
+    layer = S5Layer(8, S5Config(re_param=re_param, initial_state="learned"))
+    names = {name for name, _ in layer.named_parameters()}
+    assert ssm_parameter_names(layer) == names - {"C"}
+    assert len(names) == 7
+
+
+@pytest.mark.parametrize("re_param", ["exp", "softplus", "inv_square", "clip"])
+@pytest.mark.parametrize(
+    ("layer", "config"), [(S4DLayer, S4DConfig), (S4Layer, S4Config), (DSSLayer, DSSConfig)]
+)
+def test_the_real_part_is_a_state_space_parameter_under_every_name(layer, config, re_param):
+    model = layer(8, config(re_param=re_param))
+    assert ssm_parameter_names(model) == {name for name, _ in model.named_parameters()} - {"C"}
 
 
 def test_one_step_without_gradient_decays_matrices_alone():

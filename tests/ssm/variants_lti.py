@@ -26,9 +26,18 @@ LAYERS: dict[str, Callable[[], SequenceModel]] = {
         "torch", init="inv", discretization="bilinear", num_copies=2, dt_tie=False
     ),
     "s4d-reference-real": _s4d("reference", init="real", learn_b=False, bandlimit=0.9),
+    "s4d-ptd-softplus": _s4d(init="ptd", re_param="softplus", num_copies=2),
+    "s4d-inv_square-scaled": _s4d(
+        re_param="inv_square", dt_scale=0.5, memory_steps=(2.0, 40.0), learn_b=False
+    ),
+    "s4d-clip-bilinear": _s4d(re_param="clip", discretization="bilinear", dt_scale=2.0),
     "s4-legt": _s4(measure="legt", num_copies=None),
     "s4-torch-fourier": _s4("torch", measure="fourier"),
+    "s4-inv_square-scaled": _s4(re_param="inv_square", dt_scale=0.5, memory_steps=(2.0, 40.0)),
     "dss-two": lambda: DSSLayer(4, DSSConfig(state_size=6, num_copies=2)),
-    "lssl-fixed": _lssl(learn="fixed", alpha=1.0),
+    "dss-softplus-scaled": lambda: DSSLayer(
+        4, DSSConfig(state_size=6, re_param="softplus", dt_scale=2.0)
+    ),
+    "lssl-fixed": _lssl(learn="fixed", alpha=1.0, dt_scale=0.5),
     "lssl-per-channel": _lssl(learn="per_channel", measure="fourier", learn_dt=True),
 }
