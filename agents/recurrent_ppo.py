@@ -309,10 +309,17 @@ class RecurrentPPO:
             )
             # Without weight decay this is Adam.
             self._adam = torch.optim.AdamW(groups, eps=self.config.adam_eps, fused=True)
-            moments = {int(i): entry for i, entry in self._moments.items()}
+            names = self._optimized_names(self._adam)
+            kept = self._moments
+            moments = {i: kept[name] for i, name in enumerate(names) if name in kept}
             groups = self._adam.state_dict()["param_groups"]
             self._adam.load_state_dict({"state": moments, "param_groups": groups})
         return self._adam
+
+    def _optimized_names(self, optimizer: torch.optim.AdamW) -> list[str]:
+        """Return the parameters of an optimiser by name, in its order."""
+        names = {parameter: name for name, parameter in self.network.named_parameters()}
+        return [names[p] for group in optimizer.param_groups for p in group["params"]]
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
@@ -383,8 +390,8 @@ class RecurrentPPO:
         """Return weights, optimiser moments, generators and the step counter."""
         moments = self._moments
         if self._adam is not None:
-            entries = self._adam.state_dict()["state"].items()
-            moments = {str(i): dict(entry) for i, entry in entries}
+            names, entries = self._optimized_names(self._adam), self._adam.state_dict()["state"]
+            moments = {names[i]: dict(entry) for i, entry in entries.items()}
         return {
             "network": self.network.state_dict(),
             "optimizer": moments,
@@ -409,12 +416,15 @@ class RecurrentPPO:
                 want = "nothing" if a is None else tuple(a.shape)
                 got = "nothing" if b is None else tuple(b.shape)
                 raise ValueError(f"weights do not fit: {key}: expected {want}, got {got}")
+        trained = {name for name, _ in self.network.named_parameters()}
+        if odd := sorted(state["optimizer"].keys() - trained):
+            raise ValueError(f"moments do not fit: expected names of parameters, got {odd[0]!r}")
         self.network.load_state_dict(given)
         # Adam keeps the tensors it is given and writes into them.
         self._adam = None
         self._moments = {
-            i: {name: value.clone() for name, value in entry.items()}
-            for i, entry in state["optimizer"].items()
+            parameter: {name: value.clone() for name, value in entry.items()}
+            for parameter, entry in state["optimizer"].items()
         }
         self.generator.set_state(state["generator"].cpu())
         self.shuffle.set_state(state["shuffle"].cpu())

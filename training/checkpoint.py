@@ -28,7 +28,7 @@ from torch import Tensor
 
 from statewise.training.run import sync_folder, write_synced
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = frozenset(
     {
         torch.bool,

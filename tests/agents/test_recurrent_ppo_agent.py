@@ -274,3 +274,21 @@ def test_weights_of_another_shape_are_refused_by_name() -> None:
 def test_settings_out_of_range_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         RecurrentPPOConfig(**{name: value})
+
+
+def test_moments_are_kept_by_the_names_of_their_parameters() -> None:
+    # The order of an optimiser's groups may change between versions.
+    agent = make_agent()
+    agent.update(make_batch(agent))
+    shapes = {name: value.shape for name, value in parameters(agent).items()}
+    moments = agent.state_dict()["optimizer"]
+    assert {name: entry["exp_avg"].shape for name, entry in moments.items()} == shapes
+
+
+def test_moments_of_unknown_parameters_are_refused_by_name() -> None:
+    agent = make_agent()
+    agent.update(make_batch(agent))
+    state = agent.state_dict()
+    state["optimizer"] = {"gone": next(iter(state["optimizer"].values()))}
+    with pytest.raises(ValueError, match="expected names of parameters, got 'gone'"):
+        agent.load_state_dict(state)

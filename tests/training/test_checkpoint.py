@@ -362,10 +362,11 @@ def test_no_flipped_bit_changes_what_is_loaded(
 def test_another_format_is_refused_with_both_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_module, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint_module, "FORMAT", FORMAT - 1)
     path = save(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has checkpoint format 2, expected 1"):
+    found = f"has checkpoint format {FORMAT - 1}, expected {FORMAT}"
+    with pytest.raises(CheckpointError, match=found):
         load_checkpoint(path)
 
 
