@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from statewise.bench.diagnose_cli import add_words, diagnose
 from statewise.training.arguments import command_parser, count, seed
 from statewise.training.schema import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from statewise.bench.layers import LayersOptions
     from statewise.bench.ppo import PPOOptions
     from statewise.bench.scan import Outcome, ScanOptions
@@ -24,9 +27,9 @@ RUNS = Path("runs") / "claims"
 
 
 def bench(argv: list[str]) -> int:
-    """Measure the project against named peers, side by side: scan|layers|ppo [--json F] ..."""
+    """Measure the project, or what its layers can learn: scan|layers|ppo|diagnose [--json F] ..."""
     parser = command_parser("bench", bench)
-    names = parser.add_subparsers(dest="name", required=True, metavar="scan|layers|ppo")
+    names = parser.add_subparsers(dest="name", required=True, metavar="scan|layers|ppo|diagnose")
     scan = names.add_parser("scan", help="the linear scan, forward and backward")
     scan.add_argument("--shape", type=_shape, action="append", help="B,T,D; may be repeated")
     scan.add_argument("--backend", action="append", choices=("cpu", "torch", "reference"))
@@ -43,7 +46,14 @@ def bench(argv: list[str]) -> int:
         part.add_argument("--rounds", type=count, help="turns that every system takes")
         part.add_argument("--json", type=Path, metavar="F", help="write the rows to a file")
         part.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
+    add_words(names.add_parser("diagnose", help="which layer learns which small task"))
     options = parser.parse_args(argv)
+    if options.name == "diagnose":
+        report = diagnose(options, _say)
+        _console().print(report.table)
+        for line in report.lines:
+            print(line)
+        return report.status
 
     from statewise.bench import layers as layers_bench
     from statewise.bench import ppo as ppo_bench
@@ -158,14 +168,10 @@ def _ppo_options(options: argparse.Namespace) -> "PPOOptions":
 
 
 def _report(name: str, outcome: "Outcome", path: Path | None, load_before: float) -> int:
-    from rich.console import Console
-
     from statewise.bench.table import build_rows, build_tables, load_average, num_cores, warnings_of
     from statewise.training.run import write_json
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = _console()
     for table in build_tables(name, outcome.figures):
         console.print(table)
     print(f"load average {load_before:.2f} before, {load_average():.2f} after, {num_cores()} cores")
@@ -180,6 +186,13 @@ def _report(name: str, outcome: "Outcome", path: Path | None, load_before: float
         write_json(path, build_rows(name, outcome.figures))
         print(path)
     return REFUSED if outcome.refused else 0
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _say(line: str) -> None:

@@ -24,8 +24,9 @@ from torch import Generator, Tensor
 
 EPISODES = 2
 CUPS = 5
-SYMBOLS = 8
-KEYS, VALUES = 16, 8
+COPIED = 8  # kinds of symbols to copy
+SELECTED = 4  # kinds of symbols among blanks
+KEYS, VALUES = 8, 4
 DELAY = 8
 
 
@@ -46,6 +47,8 @@ class Task(NamedTuple):
     classes: int
     chance: float
     """Accuracy of the best guess that knows the episode's start but none of its inputs."""
+    updates: int
+    """That a run gets: enough for the cores that learn the task."""
 
 
 def _ints(generator: Generator, high: int, *shape: int) -> Tensor:
@@ -94,38 +97,34 @@ def _permutations(generator: Generator, rows: int, scale: int) -> Sequences:
     return Sequences(F.one_hot(swaps, CUPS - 1).float(), target, torch.ones_like(reset), reset)
 
 
-def _recited(generator: Generator, rows: int, blanks: int, count: int) -> Sequences:
+def _recited(generator: Generator, rows: int, *, kinds: int, blanks: int, count: int) -> Sequences:
     """Show `count` symbols, scattered among `blanks`, then ask for them in order."""
     shown = count + blanks
     parts = []
     for _ in range(EPISODES):
-        symbols = _ints(generator, SYMBOLS, rows, count)
+        symbols = _ints(generator, kinds, rows, count)
         places = _choose(generator, rows, shown, count).sort(1).values
-        x = torch.zeros(rows, shown + count, SYMBOLS + 1)
-        x[:, :shown].scatter_(
-            1,
-            places[..., None].expand(-1, -1, SYMBOLS + 1),
-            F.one_hot(symbols, SYMBOLS + 1).float(),
-        )
-        x[:, shown:, SYMBOLS] = 1  # "now"
+        x = torch.zeros(rows, shown + count, kinds + 1)
+        one_hot = F.one_hot(symbols, kinds + 1).float()
+        x[:, :shown].scatter_(1, places[..., None].expand_as(one_hot), one_hot)
+        x[:, shown:, kinds] = 1  # "now"
         target = torch.zeros(rows, shown + count, dtype=torch.int64)
         target[:, shown:] = symbols
-        asked = torch.arange(shown + count).expand(rows, -1) >= shown
-        reset = torch.arange(shown + count).expand(rows, -1) == 0
-        parts.append((x, target, asked, reset))
+        steps = torch.arange(shown + count).expand(rows, -1)
+        parts.append((x, target, steps >= shown, steps == 0))
     return Sequences(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
 
 
 def _copy(generator: Generator, rows: int, scale: int) -> Sequences:
-    return _recited(generator, rows, 0, 8 * scale)
+    return _recited(generator, rows, kinds=COPIED, blanks=0, count=8 * scale)
 
 
 def _selective_copy(generator: Generator, rows: int, scale: int) -> Sequences:
-    return _recited(generator, rows, 24 * scale - 6, 6)
+    return _recited(generator, rows, kinds=SELECTED, blanks=16 * scale - 4, count=4)
 
 
 def _recall(generator: Generator, rows: int, scale: int) -> Sequences:
-    count = 6 * scale
+    count = 4 * scale
     parts = []
     for _ in range(EPISODES):
         keys = _choose(generator, rows, KEYS, count)
@@ -171,10 +170,10 @@ def _cups_guessed() -> float:
 
 
 TASKS: dict[str, Task] = {
-    "parity": Task(_parity, 2, 2, 1 / 2),
-    "permutations": Task(_permutations, CUPS - 1, CUPS, _cups_guessed()),
-    "copy": Task(_copy, SYMBOLS + 1, SYMBOLS, 1 / SYMBOLS),
-    "selective copy": Task(_selective_copy, SYMBOLS + 1, SYMBOLS, 1 / SYMBOLS),
-    "recall": Task(_recall, KEYS + VALUES, VALUES, 1 / VALUES),
-    "echo": Task(_echo, 4, 4, 1 / 4),
+    "parity": Task(_parity, 2, 2, 1 / 2, 400),
+    "permutations": Task(_permutations, CUPS - 1, CUPS, _cups_guessed(), 600),
+    "copy": Task(_copy, COPIED + 1, COPIED, 1 / COPIED, 600),
+    "selective copy": Task(_selective_copy, SELECTED + 1, SELECTED, 1 / SELECTED, 700),
+    "recall": Task(_recall, KEYS + VALUES, VALUES, 1 / VALUES, 600),
+    "echo": Task(_echo, 4, 4, 1 / 4, 700),
 }

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from statewise.bench.diagnose_tasks import TASKS, Sequences, Task
 from statewise.bench.process import Answer, Job
-from statewise.ssm.build import SEQUENCES, SequenceConfig, build_sequence
+from statewise.ssm.build import Kind, SequenceConfig, build_sequence
 from statewise.ssm.groups import parameter_groups
 
 WINDOW = 20  # updates that "reached" looks back on
@@ -24,7 +24,7 @@ TEST_ROWS = 256
 class Core(NamedTuple):
     """A kind of layer with options."""
 
-    kind: str
+    kind: Kind
     options: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -39,8 +39,8 @@ VARIANTS: dict[str, Core] = {
 
 def cores() -> dict[str, Core]:
     """Return every row of the table of layers, followed by its variants."""
-    found = {}
-    for kind in SEQUENCES:
+    found: dict[str, Core] = {}
+    for kind in get_args(Kind):
         found[kind] = Core(kind)
         found |= {name: core for name, core in VARIANTS.items() if core.kind == kind}
     return found
@@ -51,10 +51,10 @@ class Tagger(nn.Module):
 
     def __init__(self, core: Core, task: Task, width: int, num_layers: int):
         super().__init__()
-        config = SequenceConfig(kind=core.kind, d_model=width, num_layers=num_layers)  # type: ignore[arg-type]
+        config = SequenceConfig(kind=core.kind, d_model=width, num_layers=num_layers)
         if core.options:
-            own = {f.name: f for f in fields(config)}[core.kind].name
-            config = replace(config, **{own: replace(getattr(config, own), **core.options)})
+            own = replace(getattr(config, core.kind), **core.options)
+            config = replace(config, **{core.kind: own})
         self.encode = nn.Linear(task.features, width)
         self.sequence = build_sequence(config)
         self.norm = nn.LayerNorm(width)
@@ -77,12 +77,12 @@ def run_job(job: Job) -> Answer:
     """Train one core on one task and test it on fresh sequences, also of twice the length.
 
     Args:
-        job: core, task, seed, updates, batch, width, num_layers, learning_rate.
+        job: core, task, seed, budget, batch, width, num_layers, learning_rate.
 
     Returns:
-        A row of the table, see `diagnose.COLUMNS`.
+        The fields of `diagnose_runs.Run` but for its settings.
     """
-    begin = time.perf_counter()
+    begin = time.process_time()
     torch.manual_seed(job["seed"])
     generator = Generator().manual_seed(job["seed"])
     task = TASKS[job["task"]]
@@ -94,13 +94,13 @@ def run_job(job: Job) -> Answer:
         "core": job["core"],
         "task": job["task"],
         "seed": job["seed"],
-        "budget": job["updates"],
+        "budget": job["budget"],
         "updates": updates,
         "reached": reached,
         "accuracy": short,
         "accuracy_long": long,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "minutes": (time.perf_counter() - begin) / 60,
+        "minutes": (time.process_time() - begin) / 60,
     }
 
 
@@ -108,7 +108,7 @@ def _train(model: Tagger, task: Task, job: Job, generator: Generator) -> tuple[i
     """Return the updates made, and the one at which the accuracy had reached 0.95."""
     groups = parameter_groups(model, learning_rate=job["learning_rate"], weight_decay=0.01)
     optimizer = torch.optim.AdamW(groups)
-    total = job["updates"]
+    total = job["budget"]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [g["lr"] for g in groups], total, pct_start=0.1, cycle_momentum=False
     )

@@ -23,6 +23,7 @@ JOBS = {
     "update": "statewise.bench.update_systems",
     "layers": "statewise.bench.layers_systems",
     "arm": "statewise.bench.arm",
+    "diagnose": "statewise.bench.diagnose_train",
 }
 PEERS = ("jax", "jaxlib", "mambapy", "sb3_contrib", "stable_baselines3")
 INSTALL = "pip install 'statewise[bench]'"
