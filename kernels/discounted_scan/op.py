@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statewise.kernels.checks import require_one_device, require_shape
 from statewise.kernels.discounted_scan import reference
 from statewise.kernels.dispatch import Backend, launcher, select_backend
 
@@ -80,13 +81,13 @@ def discounted_scan(
             f"and {tuple(discount.shape)}"
         )
     last = x.new_zeros(x.shape[0]) if last is None else last
-    if last.shape != x.shape[:1]:
-        raise ValueError(f"discounted_scan: last must be ({x.shape[0]},), got {tuple(last.shape)}")
+    require_shape("discounted_scan", "last", last, (x.shape[0],))
     if x.dtype not in (torch.float32, torch.float64) or {discount.dtype, last.dtype} != {x.dtype}:
         raise ValueError(
             "discounted_scan: x, discount and last must share float32 or float64, got "
-            f"{x.dtype}, {discount.dtype}, {last.dtype}"
+            f"{x.dtype}, {discount.dtype}, {last.dtype}: convert them"
         )
+    require_one_device("discounted_scan", x=x, discount=discount, last=last)
     chosen = select_backend("discounted_scan", x.device, x.dtype, backend)
     if x.numel() == 0:
         return x.clone()
