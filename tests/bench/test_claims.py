@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def test_a_claim_file_is_read(tmp_path: Path) -> None:
     assert (config.total_steps, config.seed, config.num_threads) == (64, 2, 1)
 
 
-@pytest.mark.parametrize("name", claim_names())
+CORES = "_cores"  # ends the names of claims about other layers, beside that of S5 and the GRU
+
+
+@pytest.mark.parametrize("name", [name for name in claim_names() if not name.endswith(CORES)])
 def test_every_claim_compares_s5_with_a_plain_gru_in_the_same_loop(name: str) -> None:
     claim = load_claim(name)
     assert len(claim.seeds) >= 3
@@ -47,8 +51,22 @@ def test_every_claim_compares_s5_with_a_plain_gru_in_the_same_loop(name: str) ->
     assert gru.agent.sequence.num_layers == 1
 
 
+@pytest.mark.parametrize("name", [name for name in claim_names() if name.endswith(CORES)])
+def test_runs_of_other_layers_differ_from_those_of_s5_in_the_layer_alone(name: str) -> None:
+    claim, base = load_claim(name), load_claim(name.removesuffix(CORES))
+    expected = base.arm("s5").config(1)
+    assert (claim.seeds, claim.episodes) == (base.seeds, base.episodes)
+    assert {arm.name for arm in claim.arms} == {"mamba", "mamba2", "s4d"}
+    for arm in claim.arms:
+        config = arm.config(1)
+        assert config.agent.sequence.kind == arm.name
+        agent = replace(config.agent, sequence=expected.agent.sequence)
+        assert replace(config, agent=agent) == expected
+
+
 def test_the_claims_are_those_of_the_package() -> None:
-    assert claim_names() == ["memory_chain", "repeat_previous_easy", "t_maze"]
+    plain = ["memory_chain", "repeat_previous_easy", "t_maze"]
+    assert claim_names() == sorted([*plain, *(name + CORES for name in plain)])
     with pytest.raises(ConfigError, match="did you mean t_maze"):
         load_claim("tmaze")
 
