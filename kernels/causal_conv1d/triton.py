@@ -20,6 +20,7 @@ from statewise.kernels.triton_launch import (
 
 UNROLL = 4  # steps loaded ahead
 CHUNK = 64  # steps of a program; more would leave fewer programs, less more sums to add
+REGISTERS = 128  # of a lane; left alone, the assembler spills to fit more programs
 CHANNELS = 128  # of a program, at most; one a lane
 
 
@@ -32,7 +33,10 @@ class _Plan(NamedTuple):
     constants: dict[str, Any]
 
     def run(self, kernel: object, *arguments: object) -> None:
-        launch(kernel, self.programs, self.num_warps, *arguments, **self.constants)
+        launch(
+            kernel, self.programs, self.num_warps, *arguments, max_registers=REGISTERS,
+            **self.constants,
+        )  # fmt: skip
 
 
 def _plan(x: Tensor, w: Tensor, silu: bool) -> _Plan:

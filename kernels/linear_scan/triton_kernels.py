@@ -184,9 +184,8 @@ def ends_kernel(
         for i in tl.static_range(UNROLL):
             ar, ai, xr, xi, cut, on = loaded[6 * i : 6 * i + 6]
             if ADJOINT:
-                ai = -ai
                 pr, pi = plus(hr, hi, xr, xi, PAIRS)
-                pr, pi = times(ar, ai, pr, pi, PAIRS)
+                pr, pi = times_conj(pr, pi, ar, ai, PAIRS)
                 if reset is not None:
                     pr, pi = pick(cut, ir, ii, pr, pi, PAIRS)
             else:
@@ -196,7 +195,10 @@ def ends_kernel(
                 pr, pi = times(ar, ai, pr, pi, PAIRS)
                 pr, pi = plus(pr, pi, xr, xi, PAIRS)
             hr, hi = pick(on, pr, pi, hr, hi, PAIRS)
-            pr, pi = times(ar, ai, qr, qi, PAIRS)
+            if ADJOINT:
+                pr, pi = times_conj(qr, qi, ar, ai, PAIRS)
+            else:
+                pr, pi = times(ar, ai, qr, qi, PAIRS)
             qr, qi = pick(on, pr, pi, qr, qi, PAIRS)
             any_cut = any_cut | cut
     part = (row * chunks + chunk) * D + d

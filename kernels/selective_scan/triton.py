@@ -21,13 +21,24 @@ from statewise.kernels.triton_launch import (
     split_time,
 )
 
-UNROLL = 4  # steps that forward loads ahead; divides CHUNK
+UNROLL = 2  # steps that forward loads ahead; divides CHUNK
 SUB = 8  # steps whose states the adjoint holds in registers; divides CHUNK
-PER_LANE = {"forward": 8, "adjoint": 4}  # numbers of a state in a lane; else registers spill
-LARGEST = 256  # numbers of a tile, unless that leaves fewer than NARROWEST channels
-REGISTERS = 224  # of a lane; left alone, the assembler spills to fit more programs
-NARROWEST = 16  # channels of a program: partial sums of dB and dC are N / channels times u
+PER_LANE = 4  # numbers of a state in a lane; else registers spill
 MOST_WARPS = 8
+
+
+class Limits(NamedTuple):
+    """What the programs of one direction may take."""
+
+    numbers: int  # of a tile, unless that leaves fewer than `narrowest` channels
+    narrowest: int
+    registers: int  # of a lane; left alone, the assembler spills to fit more programs
+
+
+# A tile of the forward pass is one warp, so that no sum over states crosses warps. That of the
+# adjoint is wider, since partial sums of dB and dC are N / channels times u.
+FORWARD = Limits(128, 8, 128)
+ADJOINT = Limits(256, 16, 240)
 
 
 class Tile(NamedTuple):
@@ -38,19 +49,19 @@ class Tile(NamedTuple):
     warps: int
 
 
-def tile(N: int, per_group: int, pairs: bool, per_lane: int) -> Tile:
+def tile(N: int, per_group: int, pairs: bool, limits: Limits) -> Tile:
     """Return the tile for N states of each of `per_group` channels of a group.
 
     Args:
         N: states of a channel.
         per_group: channels.
         pairs: a state is a pair, which counts twice.
-        per_lane: numbers that a lane should hold.
+        limits: of the direction.
     """
     states, wide = power_of_two(N), 1 + pairs
-    channels = max(LARGEST // wide // states, NARROWEST // wide)
+    channels = max(limits.numbers // wide // states, limits.narrowest // wide)
     channels = min(channels, power_of_two(per_group))
-    warps = channels * states * wide // (WARP * per_lane)
+    warps = channels * states * wide // (WARP * PER_LANE)
     return Tile(channels, states, min(max(warps, 1), MOST_WARPS))
 
 
@@ -60,6 +71,7 @@ class _Plan(NamedTuple):
     o: Operands  # dense rows, reset as bytes
     split: Split
     tile: Tile
+    registers: int
     blocks: int
     programs: int
     sizes: tuple[int, ...]
@@ -67,15 +79,15 @@ class _Plan(NamedTuple):
 
     def run(self, kernel: object, *arguments: object, **constants: Any) -> None:
         launch(
-            kernel, self.programs, self.tile.warps, *arguments, max_registers=REGISTERS,
+            kernel, self.programs, self.tile.warps, *arguments, max_registers=self.registers,
             **self.constants, **constants,
         )  # fmt: skip
 
 
-def _plan(o: Operands, softplus: bool, signed: bool, pairs: bool, per_lane: int) -> _Plan:
+def _plan(o: Operands, softplus: bool, signed: bool, pairs: bool, limits: Limits) -> _Plan:
     (B, T, E), (G, N) = o.u.shape, o.Bm.shape[2:4]
     split = split_time(B * E, T, CHUNK)
-    shape = tile(N, E // G, pairs, per_lane)
+    shape = tile(N, E // G, pairs, limits)
     group_blocks = ceil_div(E // G, shape.channels)
     blocks = G * group_blocks
     dense = Operands(
@@ -99,7 +111,8 @@ def _plan(o: Operands, softplus: bool, signed: bool, pairs: bool, per_lane: int)
         "BLOCK_N": shape.states,
     }
     sizes = (T, E, N, blocks, *split, group_blocks, E // G)
-    return _Plan(dense, split, shape, blocks, B * split.chunks * blocks, sizes, constants)
+    programs = B * split.chunks * blocks
+    return _Plan(dense, split, shape, limits.registers, blocks, programs, sizes, constants)
 
 
 def _strides(*tensors: Tensor | None, groups: tuple[Tensor, ...] = ()) -> tuple[int, ...]:
@@ -118,7 +131,7 @@ def _ends(plan: _Plan) -> tuple[Tensor, Tensor, Tensor | None]:
 
 def forward(o: Operands, softplus: bool, signed: bool, pairs: bool, keep: bool) -> Forward:
     """Run the scan; keeps states on the way where `keep`."""
-    plan = _plan(o, softplus, signed, pairs, PER_LANE["forward"])
+    plan = _plan(o, softplus, signed, pairs, FORWARD)
     o = plan.o
     start = o.h0
     if plan.split.chunks > 1:
@@ -152,7 +165,7 @@ def backward(
     """Run the adjoint; sums over programs come last, in a fixed order."""
     B, T, E = o.u.shape
     G, N = o.Bm.shape[2:4]
-    plan = _plan(o, softplus, signed, pairs, PER_LANE["adjoint"])
+    plan = _plan(o, softplus, signed, pairs, ADJOINT)
     o, g = plan.o, dense_rows(grad)
     start = grad_last.contiguous()
     if plan.split.chunks > 1:
