@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import types
 import warnings
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -81,13 +82,19 @@ def triton_missing(device_type: str) -> str:
     return ""
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@functools.cache
+def _has_triton(op: str) -> bool:
+    return (Path(__file__).resolve().parent / op / "triton.py").exists()
+
+
 def select_backend(
     op: str, device: torch.device, dtype: torch.dtype, requested: Backend = "auto"
 ) -> Backend:
     """Choose the backend of `op` for tensors of this device and dtype.
 
     "auto" is the C++ kernel for CPU tensors where it could be built, the Triton kernel for CUDA
-    tensors where Triton runs, else plain torch. An explicit name wins.
+    tensors where there is one and Triton runs, else plain torch. An explicit name wins.
 
     Raises:
         BackendError: `requested` cannot run, with the reason.
@@ -103,7 +110,7 @@ def select_backend(
             raise BackendError(f"{op}: the cpu backend needs CPU tensors, got {device}")
         reason = extension.reason_missing(op)
     elif requested == "triton":
-        reason = triton_missing(device.type)
+        reason = triton_missing(device.type) if _has_triton(op) else "there is no such kernel"
     if reason:
         raise BackendError(f"{op}: the {requested} backend cannot run: {reason}")
     return requested
@@ -123,7 +130,7 @@ def steps_in_cpp(op: str, x: torch.Tensor, state: torch.Tensor, requested: Backe
 
 def _automatic(op: str, device: torch.device) -> Backend:
     if device.type == "cuda":
-        return "torch" if triton_missing("cuda") else "triton"
+        return "torch" if triton_missing("cuda") or not _has_triton(op) else "triton"
     if device.type != "cpu":
         return "torch"
     if torch.compiler.is_compiling() and not extension.loaded(op):

@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 from statewise.kernels.causal_conv1d import reference
+from statewise.kernels.checks import (
+    FLOATS,
+    require_dtype,
+    require_flag,
+    require_one_device,
+    require_shape,
+)
 from statewise.kernels.dispatch import (
     Backend,
     accumulate_dtype,
@@ -105,17 +112,17 @@ _causal_conv1d.register_autograd(_backward, setup_context=_setup_context)
 def _check(
     x: Tensor, w: Tensor, bias: Tensor | None, state: Tensor | None, reset: Tensor | None
 ) -> None:
+    """Raise ValueError, in one line, unless all shapes, dtypes and devices fit."""
     if x.dim() != 3 or w.dim() != 2 or w.shape[0] != x.shape[2] or w.shape[1] < 1:
         raise ValueError(
             f"{OP}: x must be (B, T, E) and w (E, W), got {tuple(x.shape)} and {tuple(w.shape)}"
         )
     (B, T, E), W = x.shape, w.shape[1]
-    shapes = {"bias": (bias, (E,)), "state": (state, (B, E, W - 1)), "reset": (reset, (B, T))}
-    for name, (value, shape) in shapes.items():
-        if value is not None and tuple(value.shape) != shape:
-            raise ValueError(f"{OP}: {name} must be {shape}, got {tuple(value.shape)}")
-    if reset is not None and reset.dtype != torch.bool:
-        raise ValueError(f"{OP}: reset must be bool, got {reset.dtype}")
+    require_shape(OP, "bias", bias, (E,))
+    require_shape(OP, "state", state, (B, E, W - 1))
+    require_flag(OP, "reset", reset, (B, T))
+    require_dtype(OP, FLOATS, x=x, w=w, bias=bias, state=state)
+    require_one_device(OP, x=x, w=w, bias=bias, state=state, reset=reset)
 
 
 def causal_conv1d(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statewise.kernels.checks import require_one_device
 from statewise.kernels.convolution import reference
 from statewise.kernels.dispatch import Backend, launcher, select_backend
 
@@ -79,7 +80,10 @@ def cauchy(v: Tensor, s: Tensor, L: int, backend: Backend = "auto") -> Tensor:
             f"{NAME}: v must be (R, H, N) and s (H, N), got {tuple(v.shape)} and {tuple(s.shape)}"
         )
     if v.dtype != torch.complex128 or s.dtype != torch.complex128:
-        raise ValueError(f"{NAME}: v and s must be complex128, got {v.dtype} and {s.dtype}")
+        raise ValueError(
+            f"{NAME}: v and s must be complex128, got {v.dtype} and {s.dtype}: convert"
+        )
+    require_one_device(NAME, v=v, s=s)
     if L < 1:
         raise ValueError(f"{NAME}: L must be at least 1, got {L}")
     chosen = select_backend(OP, v.device, torch.float64, backend)

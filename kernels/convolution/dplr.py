@@ -16,6 +16,13 @@ done in double precision.
 import torch
 from torch import Tensor
 
+from statewise.kernels.checks import (
+    COMPLEX,
+    FLOATS,
+    require_dtype,
+    require_one_device,
+    require_shape,
+)
 from statewise.kernels.convolution.cauchy import cauchy
 from statewise.kernels.convolution.reference import half_angles
 from statewise.kernels.dispatch import Backend
@@ -23,19 +30,21 @@ from statewise.kernels.dispatch import Backend
 NAME = "dplr_kernel"
 
 
-def _check(dt: Tensor, w: Tensor, P: Tensor, C: Tensor) -> None:
+def _check(dt: Tensor, w: Tensor, P: Tensor, L: int, **output: Tensor) -> None:
+    """Raise ValueError, in one line, unless everything fits; `output` is C by its name."""
+    ((name, C),) = output.items()
     H, N = w.shape if w.dim() == 2 else (-1, -1)
     fits = dt.shape == (H,) and P.dim() == 3 and P.shape[1:] == (H, N)
     if H < 0 or not fits or C.shape[-2:] != (H, N) or C.dim() not in (2, 3):
         raise ValueError(
-            f"{NAME}: dt must be (H,), w (H, N), P (R, H, N), C (H, N) or (M, H, N), got "
+            f"{NAME}: dt must be (H,), w (H, N), P (R, H, N), {name} (H, N) or (M, H, N), got "
             f"{tuple(dt.shape)}, {tuple(w.shape)}, {tuple(P.shape)}, {tuple(C.shape)}"
         )
-    if dt.is_complex() or not (w.is_complex() and P.is_complex() and C.is_complex()):
-        raise ValueError(
-            f"{NAME}: dt must be real and w, P, C complex, got {dt.dtype}, {w.dtype}, {P.dtype}, "
-            f"{C.dtype}"
-        )
+    require_dtype(NAME, FLOATS, dt=dt)
+    require_dtype(NAME, COMPLEX, w=w, P=P, **output)
+    require_one_device(NAME, dt=dt, w=w, P=P, **output)
+    if L < 1:
+        raise ValueError(f"{NAME}: L must be at least 1, got {L}")
 
 
 def dplr_kernel(
@@ -68,12 +77,10 @@ def dplr_kernel(
         ValueError: a shape or dtype does not fit.
         BackendError: the backend asked for by name cannot run.
     """
-    _check(dt, w, P, C_tilde)
-    if B.shape != w.shape or not B.is_complex() or L < 1:
-        raise ValueError(
-            f"{NAME}: B must be {tuple(w.shape)}, complex, and L at least 1, got "
-            f"{tuple(B.shape)}, {B.dtype}, {L}"
-        )
+    _check(dt, w, P, L, C_tilde=C_tilde)
+    require_shape(NAME, "B", B, tuple(w.shape))
+    require_dtype(NAME, COMPLEX, B=B)
+    require_one_device(NAME, w=w, B=B)
     wide = torch.complex128
     step, w_, P_, B_ = dt.double()[:, None], w.to(wide), P.to(wide), B.to(wide)
     C = C_tilde.to(wide) if C_tilde.dim() == 3 else C_tilde.to(wide)[None]
@@ -119,7 +126,7 @@ def truncated_output(dt: Tensor, w: Tensor, P: Tensor, C: Tensor, L: int) -> Ten
     Raises:
         ValueError: a shape or dtype does not fit.
     """
-    _check(dt, w, P, C)
+    _check(dt, w, P, L, C=C)
     wide = torch.complex128
     half = _real_matrix(w.to(wide), P.to(wide)) * (dt.double()[:, None, None] / 2)
     eye = torch.eye(half.shape[-1], dtype=half.dtype, device=half.device)

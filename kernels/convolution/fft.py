@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statewise.kernels.checks import FLOATS, require_dtype, require_one_device, require_shape
+
 OP = "fft_conv"
 WORK = 1 << 20  # numbers to transform at once: more rows than these need only take memory
 
@@ -77,9 +79,9 @@ def _fft_conv_backward(
     for begin in range(0, len(x), step):
         G = _spectrum(grad[begin : begin + step], size)
         if need_k:
-            dK += (G * _spectrum(x[begin : begin + step], size).conj()).sum(0)
+            dK += (G * _spectrum(x[begin : begin + step], size).conj_physical()).sum(0)
         if need_x:
-            dx[begin : begin + step] = _series(G * K.conj(), size, T)
+            dx[begin : begin + step] = _series(G * K.conj_physical(), size, T)
     dk = torch.fft.irfft(dK, size)[:, :L].contiguous() if need_k else k.new_empty(0)
     return dx, dk
 
@@ -125,10 +127,11 @@ def fft_conv(x: Tensor, k: Tensor, *, D: Tensor | None = None) -> Tensor:
             f"{OP}: x and k must both be float32 or float64, got {x.dtype} and {k.dtype}: "
             "convert them"
         )
-    if D is not None and D.shape != k.shape[:1]:
-        raise ValueError(f"{OP}: D must be {tuple(k.shape[:1])}, got {tuple(D.shape)}")
+    require_shape(OP, "D", D, (k.shape[0],))
+    require_dtype(OP, FLOATS, D=D)
+    require_one_device(OP, x=x, k=k, D=D)
     k = k[:, : x.shape[1]]
     if x.numel() == 0:
         return x.clone()
     y = x * 0 if k.shape[1] == 0 else _fft_conv(x, k)
-    return y if D is None else y + D * x
+    return y if D is None else y + D.to(x.dtype) * x

@@ -105,7 +105,7 @@ def cauchy(v: Tensor, s: Tensor, L: int) -> Tensor:
 def cauchy_backward(grad: Tensor, v: Tensor, s: Tensor, L: int) -> tuple[Tensor, Tensor]:
     """Return the gradients of v and s, through Re v, Re(v conj(s)), |s|^2 and Re s."""
     p, q = _numerators(v, s)
-    g = torch.view_as_complex(grad.contiguous()).transpose(0, 1).conj().resolve_conj()
+    g = torch.view_as_complex(grad.contiguous()).transpose(0, 1).conj_physical()
     dp, dq = torch.zeros_like(p.real), torch.zeros_like(p.real)
     d_square, d_re = torch.zeros_like(s[..., 0]), torch.zeros_like(s[..., 0])
     for at, sigma, kappa, e in _blocks(s, L):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statewise.kernels.checks import COMPLEX, require_dtype, require_one_device
 from statewise.kernels.convolution import reference
 from statewise.kernels.dispatch import Backend, launcher, select_backend
 
@@ -66,8 +67,10 @@ def vandermonde_pairs(w: Tensor, a: Tensor, L: int, backend: Backend = "auto") -
         )
     if w.dtype not in (torch.float32, torch.float64) or w.dtype != a.dtype:
         raise ValueError(
-            f"{NAME}: w and a must both be float32 or both float64, got {w.dtype} and {a.dtype}"
+            f"{NAME}: w and a must both be float32 or both float64, got {w.dtype} and {a.dtype}: "
+            "convert them"
         )
+    require_one_device(NAME, w=w, a=a)
     if L < 0:
         raise ValueError(f"{NAME}: L must be at least 0, got {L}")
     chosen = select_backend(OP, w.device, w.dtype, backend)
@@ -97,6 +100,5 @@ def vandermonde(w: Tensor, a: Tensor, L: int, backend: Backend = "auto") -> Tens
         ValueError: a shape or dtype does not fit.
         BackendError: the backend asked for by name cannot run.
     """
-    if not (w.is_complex() and a.is_complex()):
-        raise ValueError(f"{NAME}: w and a must be complex, got {w.dtype} and {a.dtype}")
+    require_dtype(NAME, COMPLEX, w=w, a=a)
     return vandermonde_pairs(torch.view_as_real(w), torch.view_as_real(a), L, backend)

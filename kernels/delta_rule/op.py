@@ -15,6 +15,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from statewise.kernels.checks import (
+    FLOATS,
+    require_dtype,
+    require_flag,
+    require_one_device,
+    require_shape,
+)
 from statewise.kernels.delta_rule import reference
 from statewise.kernels.delta_rule import torch as chunked
 from statewise.kernels.dispatch import Backend, BackendError, accumulate_dtype
@@ -23,25 +30,27 @@ OP = "delta_rule"
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, **others: tuple[Tensor | None, tuple[int, ...]]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
 ) -> None:
+    """Raise ValueError, in one line, unless all shapes, dtypes and devices fit."""
     if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(
             f"{OP}: q and k must be (B, T, H, K) and v (B, T, H, V), got "
             f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
         )
-    for name, (value, shape) in others.items():
-        if value is not None and tuple(value.shape) != shape:
-            raise ValueError(f"{OP}: {name} must be {shape}, got {tuple(value.shape)}")
-    reset = others["reset"][0]
-    if reset is not None and reset.dtype != torch.bool:
-        raise ValueError(f"{OP}: reset must be bool, got {reset.dtype}")
-    values = (q, k, v, *(value for value, _ in others.values()))
-    devices = {value.device for value in values if value is not None}
-    if len(devices) > 1:
-        raise ValueError(
-            f"{OP}: all tensors must be on one device, got {sorted(map(str, devices))}"
-        )
+    B, T, H, K = q.shape
+    require_shape(OP, "g", g, (B, T, H))
+    require_shape(OP, "beta", beta, (B, T, H))
+    require_shape(OP, "h0", h0, (B, H, K, v.shape[3]))
+    require_flag(OP, "reset", reset, (B, T))
+    require_dtype(OP, FLOATS, q=q, k=k, v=v, g=g, beta=beta, h0=h0)
+    require_one_device(OP, q=q, k=k, v=v, g=g, beta=beta, h0=h0, reset=reset)
 
 
 def delta_rule(
@@ -77,17 +86,13 @@ def delta_rule(
         ValueError: a shape, a dtype or `chunk` does not fit.
         BackendError: there is no such backend of this op.
     """
-    B, T, H = q.shape[:3] if q.dim() == 4 else (0, 0, 0)
-    state = (B, H, q.shape[-1], v.shape[-1])
-    gates = (B, T, H)
-    _check(q, k, v, g=(g, gates), beta=(beta, gates), h0=(h0, state), reset=(reset, (B, T)))
+    _check(q, k, v, g, beta, h0, reset)
     if chunk < 1:
         raise ValueError(f"{OP}: chunk must be at least 1, got {chunk}")
     if backend not in ("auto", "torch", "reference"):
         raise BackendError(f"{OP}: expected a backend of auto, torch, reference, got {backend!r}")
-    for x in (k, v, g, beta):
-        accumulate_dtype(x.dtype)  # raises where there is none
     dtype, result = accumulate_dtype(q.dtype), v.dtype
+    state = (q.shape[0], *q.shape[2:], v.shape[3])
     h0 = q.new_zeros(state, dtype=dtype) if h0 is None else h0.to(dtype)
     if v.numel() == 0:
         return v.clone(), h0.clone()

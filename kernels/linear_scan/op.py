@@ -15,8 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statewise.kernels.checks import (
+    COMPLEX,
+    FLOATS,
+    require_dtype,
+    require_flag,
+    require_one_device,
+    require_shape,
+)
 from statewise.kernels.dispatch import Backend, accumulate_dtype, launcher, select_backend
 from statewise.kernels.linear_scan import reference
+
+OP = "linear_scan"
 
 
 @torch.library.custom_op("statewise::linear_scan", mutates_args=())
@@ -29,7 +39,7 @@ def _linear_scan(
     pairs: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return launcher("linear_scan", backend).forward(a, b, h0, reset, h_init, pairs)
+    return launcher(OP, backend).forward(a, b, h0, reset, h_init, pairs)
 
 
 @_linear_scan.register_fake
@@ -58,9 +68,7 @@ def _linear_scan_backward(
     need_a: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return launcher("linear_scan", backend).backward(
-        grad_h, grad_last, a, h, h0, reset, h_init, pairs, need_a
-    )
+    return launcher(OP, backend).backward(grad_h, grad_last, a, h, h0, reset, h_init, pairs, need_a)
 
 
 @_linear_scan_backward.register_fake
@@ -109,24 +117,33 @@ def _backward(ctx: Any, grad_h: Tensor, grad_last: Tensor) -> tuple[Tensor | Non
 _linear_scan.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _check(a: Tensor, b: Tensor, pairs: bool, **optional: tuple[Tensor | None, str]) -> None:
+def _check(
+    a: Tensor,
+    b: Tensor,
+    h0: Tensor | None,
+    reset: Tensor | None,
+    h_init: Tensor | None,
+    hold: Tensor | None,
+    pairs: bool,
+) -> None:
+    """Raise ValueError, in one line, unless all shapes, dtypes and devices fit."""
     tail = (2,) if pairs else ()
-    B, T, D = b.shape[:3] if b.dim() == 3 + pairs else (-1, -1, -1)
-    shapes = {"B T D": (B, T, D, *tail), "B D": (B, D, *tail), "D": (D, *tail), "B T": (B, T)}
-    if B < 0 or b.shape != shapes["B T D"]:
-        raise ValueError(f"linear_scan: b must be (B, T, D), got {tuple(b.shape)}")
-    if a.shape not in (shapes["B T D"], shapes["D"]):
+    if b.dim() != 3 + pairs or tuple(b.shape[3:]) != tail:
+        wanted = "(B, T, D) complex numbers, as pairs (B, T, D, 2)" if pairs else "(B, T, D)"
+        raise ValueError(f"{OP}: b must be {wanted}, got {tuple(b.shape)}")
+    B, T, D = b.shape[:3]
+    require_shape(OP, "a", a, (B, T, D, *tail), (D, *tail))
+    require_shape(OP, "h0", h0, (B, D, *tail))
+    require_shape(OP, "h_init", h_init, (D, *tail))
+    require_flag(OP, "reset", reset, (B, T))
+    require_flag(OP, "hold", hold, (B, T))
+    if a.is_complex() != b.is_complex():
         raise ValueError(
-            f"linear_scan: a must be {shapes['B T D']} or {shapes['D']}, got {tuple(a.shape)}"
+            f"{OP}: a and b must both be complex or both real, got {a.dtype} and {b.dtype}: "
+            "convert one"
         )
-    for name, (value, axes) in optional.items():
-        if value is not None and value.shape != shapes[axes]:
-            raise ValueError(
-                f"linear_scan: {name} must be {shapes[axes]}, got {tuple(value.shape)}"
-            )
-        flag = axes == "B T"
-        if value is not None and flag and value.dtype != torch.bool:
-            raise ValueError(f"linear_scan: {name} must be bool, got {value.dtype}")
+    require_dtype(OP, COMPLEX if b.is_complex() else FLOATS, a=a, b=b, h0=h0, h_init=h_init)
+    require_one_device(OP, a=a, b=b, h0=h0, reset=reset, h_init=h_init, hold=hold)
 
 
 def linear_scan_pairs(
@@ -143,6 +160,8 @@ def linear_scan_pairs(
     The form for code that must compile or export: no complex tensor appears. Shapes, results
     and errors otherwise as `linear_scan`.
     """
+    _check(a, b, h0, reset, h_init, None, True)
+    require_dtype(OP, FLOATS, b=b)
     return _run(a, b, h0, reset, h_init, True, backend)
 
 
@@ -155,12 +174,11 @@ def _run(
     pairs: bool,
     backend: Backend,
 ) -> tuple[Tensor, Tensor]:
-    _check(a, b, pairs, h0=(h0, "B D"), reset=(reset, "B T"), h_init=(h_init, "D"))
     dtype = accumulate_dtype(b.dtype)
     a = a.to(dtype)
     h0 = b.new_zeros((b.shape[0], *b.shape[2:]), dtype=dtype) if h0 is None else h0.to(dtype)
     h_init = None if h_init is None else h_init.to(dtype)
-    chosen = select_backend("linear_scan", b.device, b.dtype, backend)
+    chosen = select_backend(OP, b.device, b.dtype, backend)
     if b.numel() == 0:
         return b.clone(), h0.clone()
     if chosen == "reference":
@@ -207,10 +225,8 @@ def linear_scan(
         ValueError: a shape or dtype does not fit.
         BackendError: the backend asked for by name cannot run; says why.
     """
-    if a.is_complex() != b.is_complex():
-        raise ValueError(f"linear_scan: a and b must both be complex or not: {a.dtype}, {b.dtype}")
+    _check(a, b, h0, reset, h_init, hold, False)
     if hold is not None:
-        _check(a, b, False, hold=(hold, "B T"))
         kept = hold[..., None]
         a = torch.where(kept, torch.ones_like(a), a)
         b = torch.where(kept, torch.zeros_like(b), b)

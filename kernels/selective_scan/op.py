@@ -22,7 +22,7 @@ from statewise.kernels.dispatch import (
     steps_in_cpp,
 )
 from statewise.kernels.selective_scan import reference
-from statewise.kernels.selective_scan.checks import check
+from statewise.kernels.selective_scan.checks import check, check_complex
 from statewise.kernels.selective_scan.step import advance, gated, steps
 from statewise.kernels.selective_scan.torch import CHUNK, Operands
 
@@ -166,7 +166,7 @@ _selective_scan.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _start(u: Tensor, A: Tensor, h0: Tensor | None) -> Tensor:
-    return u.new_zeros((len(u), *A.shape), dtype=A.dtype) if h0 is None else h0
+    return u.new_zeros((*u.shape[:1], *A.shape), dtype=A.dtype) if h0 is None else h0
 
 
 def _prepare(o: Operands, pairs: bool) -> Operands:
@@ -295,10 +295,10 @@ def selective_scan(
         ValueError: a shape or dtype does not fit.
         BackendError: the backend asked for by name cannot run.
     """
+    o = Operands(u, dt, A, Bm, Cm, D, z, dt_bias, _start(u, A, h0), reset, a_override)
     if not A.is_complex():
-        start = _start(u, A, h0)
-        o = Operands(u, dt, A, Bm, Cm, D, z, dt_bias, start, reset, a_override)
         return _run(o, dt_softplus, decay, False, backend)
+    check_complex(o)
     if decay != "exp":
         raise ValueError(f"{OP}: decay {decay!r} needs a real A, got {A.dtype}")
     parts = [torch.view_as_real(x.to(A.dtype)) for x in (A, Bm, Cm)]

@@ -124,9 +124,9 @@ def backward(
             dz.append(gy[:, at] * y * slope[:, at])
         g = gy[:, at] if gate is None else gy[:, at] * gate[:, at]
         scaled = (2 * g if pairs else g)[..., None]
-        dC.append(_ungroup(scaled * c.h.conj(), G))
+        dC.append(_ungroup(scaled * c.h.conj_physical(), G))
         out = linear.backward(
-            _plain((scaled * c.Cm.conj()).flatten(2), pairs),
+            _plain((scaled * c.Cm.conj_physical()).flatten(2), pairs),
             _plain(v.flatten(1), pairs),
             _plain(c.a.flatten(2), pairs),
             _plain(c.h.flatten(2), pairs),
@@ -138,12 +138,12 @@ def backward(
         )
         da, db = (_numbers(x, pairs, dtype).view(c.a.shape) for x in out[:2])
         v = _numbers(out[2], pairs, dtype).view_as(v)
-        dlog = da * ((c.a + 1) if signed else c.a.conj())
+        dlog = da * ((c.a + 1) if signed else c.a.conj_physical())
         if o.a_override is not None:
             dlog = torch.where(o.a_override.isnan(), dlog, 0)
         dA = dA + (dlog * c.d[..., None]).sum((0, 1))
-        driven = (db * c.Bm.conj()).sum(-1).real if pairs else (db * c.Bm).sum(-1)
-        through = (dlog * A.conj()).sum(-1).real if pairs else (dlog * A).sum(-1)
+        driven = (db * c.Bm.conj_physical()).sum(-1).real if pairs else (db * c.Bm).sum(-1)
+        through = (dlog * A.conj_physical()).sum(-1).real if pairs else (dlog * A).sum(-1)
         dB.append(_ungroup(db * (c.d * c.u)[..., None], G))
         dd.append(through + driven * c.u)
         du.append(driven * c.d + (0 if o.D is None else o.D * g))

@@ -12,6 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statewise.kernels.checks import (
+    FLOATS,
+    require_dtype,
+    require_flag,
+    require_one_device,
+    require_shape,
+)
 from statewise.kernels.dispatch import (
     Backend,
     accumulate_dtype,
@@ -121,12 +128,6 @@ def _backward(ctx: Any, grad: Tensor, grad_last: Tensor) -> tuple[Tensor | None,
 _ssd_scan.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _require(name: str, value: Tensor | None, *shapes: tuple[int, ...]) -> None:
-    if value is not None and tuple(value.shape) not in shapes:
-        wanted = " or ".join(map(str, shapes))
-        raise ValueError(f"{OP}: {name} must be {wanted}, got {tuple(value.shape)}")
-
-
 def _check(
     x: Tensor,
     dt: Tensor,
@@ -137,6 +138,7 @@ def _check(
     h0: Tensor | None,
     reset: Tensor | None,
 ) -> None:
+    """Raise ValueError, in one line, unless all shapes, dtypes and devices fit."""
     if x.dim() != 4 or Bm.dim() != 4:
         raise ValueError(
             f"{OP}: x must be (B, T, H, P) and Bm (B, T, G, N), got {tuple(x.shape)} and "
@@ -146,20 +148,15 @@ def _check(
     G, N = Bm.shape[2:]
     if G < 1 or H % G:
         raise ValueError(f"{OP}: the groups of Bm must divide the {H} heads of x, got {G}")
-    _require("dt", dt, (B, T, H))
-    _require("A", A, (H,))
-    _require("Bm", Bm, (B, T, G, N))
-    _require("Cm", Cm, (B, T, G, N))
-    _require("D", D, (H,), (H, P))
-    _require("h0", h0, (B, H, P, N))
-    _require("reset", reset, (B, T))
-    if reset is not None and reset.dtype != torch.bool:
-        raise ValueError(f"{OP}: reset must be bool, got {reset.dtype}")
-    devices = {v.device for v in (x, dt, A, Bm, Cm, D, h0, reset) if v is not None}
-    if len(devices) > 1:
-        raise ValueError(
-            f"{OP}: all tensors must be on one device, got {sorted(map(str, devices))}"
-        )
+    require_shape(OP, "dt", dt, (B, T, H))
+    require_shape(OP, "A", A, (H,))
+    require_shape(OP, "Bm", Bm, (B, T, G, N))
+    require_shape(OP, "Cm", Cm, (B, T, G, N))
+    require_shape(OP, "D", D, (H,), (H, P))
+    require_shape(OP, "h0", h0, (B, H, P, N))
+    require_flag(OP, "reset", reset, (B, T))
+    require_dtype(OP, FLOATS, x=x, dt=dt, A=A, Bm=Bm, Cm=Cm, D=D, h0=h0)
+    require_one_device(OP, x=x, dt=dt, A=A, Bm=Bm, Cm=Cm, D=D, h0=h0, reset=reset)
 
 
 def ssd_scan(

@@ -14,6 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statewise.kernels.checks import (
+    COMPLEX,
+    FLOATS,
+    require_dtype,
+    require_flag,
+    require_one_device,
+)
 from statewise.kernels.dispatch import (
     Backend,
     accumulate_dtype,
@@ -38,7 +45,8 @@ def _ssm_scan_lti(
     keep: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return launcher(OP, backend).forward(x, abar, bbar, c, h0, reset, keep)
+    y, last, kept = launcher(OP, backend).forward(x, abar, bbar, c, h0, reset, keep)
+    return y, last, kept.flatten()
 
 
 @_ssm_scan_lti.register_fake
@@ -52,9 +60,9 @@ def _(
     keep: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    chunks = (x.shape[1] - 1) // CHUNK if keep else 0
-    kept = h0.new_empty((x.shape[0], chunks, *h0.shape[1:]))
-    return x.new_empty(x.shape), h0.new_empty(h0.shape), kept
+    # One axis: a compiler asks of each axis of several whether it is 1, and compiles again.
+    kept = (x.shape[1] - 1) // CHUNK * h0.numel() if keep else 0
+    return x.new_empty(x.shape), h0.new_empty(h0.shape), h0.new_empty((kept,))
 
 
 @torch.library.custom_op("statewise::ssm_scan_lti_backward", mutates_args=())
@@ -72,6 +80,7 @@ def _ssm_scan_lti_backward(
     need_parameters: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    kept = kept.view(len(h0), kept.numel() // max(h0.numel(), 1), *h0.shape[1:])
     run = launcher(OP, backend).backward
     return run(grad, grad_last, x, abar, bbar, c, h0, reset, kept, need_x, need_parameters)
 
@@ -121,18 +130,17 @@ _ssm_scan_lti.register_autograd(_backward, setup_context=_setup_context)
 def _check(
     x: Tensor, abar: Tensor, bbar: Tensor, c: Tensor, h0: Tensor | None, reset: Tensor | None
 ) -> None:
-    """Raise ValueError, in one line, unless all shapes fit; complex arrays are pairs."""
+    """Raise ValueError, in one line, unless everything fits; complex arrays are pairs."""
     if x.dim() != 3 or abar.dim() != 3 or abar.shape[2] != 2 or abar.shape[0] != x.shape[2]:
         raise ValueError(
             f"{OP}: x must be (B, T, H) and abar (H, N) complex numbers, as pairs (H, N, 2), got "
             f"{tuple(x.shape)} and {tuple(abar.shape)}"
         )
-    state, row = tuple(abar.shape), (x.shape[0], x.shape[1])
+    state = tuple(abar.shape)
     shapes = {
         "bbar": (bbar, state),
         "c": (c, state),
         "h0": (h0, (x.shape[0], *state)),
-        "reset": (reset, row),
     }
     for name, (value, shape) in shapes.items():
         if value is not None and tuple(value.shape) != shape:
@@ -140,11 +148,9 @@ def _check(
                 f"{OP}: {name} must be {shape}, a trailing 2 being Re and Im, got "
                 f"{tuple(value.shape)}"
             )
-    if reset is not None and reset.dtype != torch.bool:
-        raise ValueError(f"{OP}: reset must be bool, got {reset.dtype}")
-    devices = {str(z.device) for z in (x, abar, bbar, c, h0, reset) if z is not None}
-    if len(devices) > 1:
-        raise ValueError(f"{OP}: all tensors must be on one device, got {sorted(devices)}")
+    require_flag(OP, "reset", reset, (x.shape[0], x.shape[1]))
+    require_dtype(OP, FLOATS, x=x, abar=abar, bbar=bbar, c=c, h0=h0)
+    require_one_device(OP, x=x, abar=abar, bbar=bbar, c=c, h0=h0, reset=reset)
 
 
 def ssm_scan_lti_pairs(
@@ -209,12 +215,7 @@ def ssm_scan_lti(
         ValueError: a shape or dtype does not fit.
         BackendError: the backend asked for by name cannot run.
     """
-    named = {"abar": abar, "bbar": bbar, "c": c, "h0": h0}
-    for name, value in named.items():
-        if value is not None and not value.is_complex():
-            raise ValueError(
-                f"{OP}: {name} must be complex, got {value.dtype}: ssm_scan_lti_pairs takes pairs"
-            )
+    require_dtype(OP, COMPLEX, abar=abar, bbar=bbar, c=c, h0=h0)
     pairs = [torch.view_as_real(z) for z in (abar, bbar, c)]
     start = None if h0 is None else torch.view_as_real(h0)
     y, last = ssm_scan_lti_pairs(x, *pairs, h0=start, reset=reset, backend=backend)

@@ -84,7 +84,7 @@ def backward(
         if need_parameters:
             before = starts[index]
             states, _ = _states(wide[:, at], abar, bbar, before, cut)
-            dc = dc + (2 * g[:, at, :, None] * states.conj()).sum((0, 1))
+            dc = dc + (2 * g[:, at, :, None] * states.conj_physical()).sum((0, 1))
         gh, gl, a, h, first = (
             torch.view_as_real(z)
             for z in (
@@ -104,7 +104,7 @@ def backward(
             da = da + torch.view_as_complex(grad_a).view_as(da)
             db = db + (driven * wide[:, at, :, None]).sum((0, 1))
         if need_x:
-            dx.append((driven * bbar.conj()).sum(-1).real)
+            dx.append((driven * bbar.conj_physical()).sum(-1).real)
 
     def given(z: Tensor) -> Tensor:
         return torch.view_as_real(z).clone() if need_parameters else h0.new_empty(0)

@@ -287,7 +287,7 @@ def test_autocast_does_not_reach_the_products():
         ({"h0": torch.zeros(2, 2, 3, 5)}, "h0 must be \\(2, 2, 5, 3\\)"),
         ({"reset": torch.zeros(2, 4)}, "reset must be bool, got torch.float32"),
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
-        ({"q": torch.zeros(2, 4, 2, 5).half()}, "scans take float32"),
+        ({"q": torch.zeros(2, 4, 2, 5).half()}, "q must be one of float32"),
     ],
     ids=["k", "v", "g", "h0", "reset", "chunk", "half"],
 )

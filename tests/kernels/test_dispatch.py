@@ -57,6 +57,13 @@ def test_auto_takes_triton_on_a_gpu_that_it_serves_and_plain_torch_elsewhere(mon
     assert select_backend("linear_scan", torch.device("mps"), torch.float32) == "torch"
 
 
+def test_an_op_without_a_triton_kernel_runs_in_torch_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_missing", lambda device_type: "")
+    assert select_backend("convolution", CUDA, torch.float32) == "torch"
+    with pytest.raises(BackendError, match=r"convolution: the triton backend.*no such kernel"):
+        select_backend("convolution", CUDA, torch.float32, "triton")
+
+
 def test_asking_for_triton_where_it_cannot_run_raises_the_reason(monkeypatch):
     monkeypatch.setattr(dispatch, "triton_missing", lambda device_type: "it needs CUDA tensors")
     with pytest.raises(BackendError, match=r"selective_scan: the triton backend.*CUDA tensors"):
