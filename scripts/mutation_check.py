@@ -3,6 +3,7 @@
     python scripts/mutation_check.py             # all of them; builds a C++ variant for some
     python scripts/mutation_check.py --list
     python scripts/mutation_check.py --only cpu-real
+    python scripts/mutation_check.py --of linear_scan --of returns
 
 The tree is copied to a temporary folder, every mutation is made in the copy alone, and the tests
 it names run there with the copy on the import path and a kernel cache of their own. A mutation
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,11 +45,12 @@ class Mutation(NamedTuple):
     """Node ids of which at least one must fail."""
 
 
-def load_mutations() -> list[Mutation]:
-    """Return all mutations, in the order of the files."""
+def load_mutations(files: Collection[str] = ()) -> list[Mutation]:
+    """Return the mutations of some files of `scripts/mutations`, or of all, in their order."""
     return [
         Mutation(**entry | {"tests": tuple(entry["tests"])})
         for path in sorted((ROOT / "scripts" / "mutations").glob("*.yaml"))
+        if not files or path.stem in files
         for entry in yaml.safe_load(path.read_text())
     ]
 
@@ -96,8 +99,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check that tests notice deliberate faults.")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--only", default="", help="run those whose name contains this")
+    parser.add_argument(
+        "--of", default=[], action="append", help="take a file of scripts/mutations; repeatable"
+    )
     arguments = parser.parse_args()
-    chosen = [m for m in load_mutations() if arguments.only in m.name]
+    chosen = [m for m in load_mutations(arguments.of) if arguments.only in m.name]
     if arguments.list or not chosen:
         print("\n".join(f"{m.name}: {m.file}" for m in load_mutations()))
         return 0 if arguments.list else 1
