@@ -468,7 +468,10 @@ def test_scan_and_step_export():
         ({"x": torch.zeros(2, 9, 4)}, r"got \(2, 9, 4\) and \(3, 4, 2\)"),
         ({"bbar": torch.zeros(3, 5, dtype=torch.complex64)}, r"bbar must be \(3, 4, 2\)"),
         ({"c": torch.zeros(2, 3, 4, dtype=torch.complex64)}, r"c must be \(3, 4, 2\)"),
-        ({"abar": torch.zeros(3, 4)}, "abar must be complex, got torch.float32"),
+        (
+            {"abar": torch.zeros(3, 4)},
+            "abar must be one of complex64, complex128, got torch.float32",
+        ),
         ({"h0": torch.zeros(2, 3, 5, dtype=torch.complex64)}, r"h0 must be \(2, 3, 4, 2\)"),
         ({"reset": torch.zeros(2, 9)}, "reset must be bool, got torch.float32"),
         ({"reset": torch.zeros(9, 2, dtype=torch.bool)}, r"reset must be \(2, 9\)"),
