@@ -1,6 +1,15 @@
 """Scans over time: arrays in, arrays out, with resets, on several backends."""
 
 from statewise.kernels.causal_conv1d.op import causal_conv1d, conv_step
+from statewise.kernels.convolution.op import (
+    cauchy,
+    dplr_kernel,
+    fft_conv,
+    truncated_output,
+    vandermonde,
+    vandermonde_pairs,
+)
+from statewise.kernels.delta_rule.op import delta_rule, delta_rule_step
 from statewise.kernels.discounted_scan.op import discounted_scan
 from statewise.kernels.dispatch import BACKENDS, Backend, BackendError
 from statewise.kernels.linear_scan.op import linear_scan, linear_scan_pairs
@@ -10,14 +19,20 @@ from statewise.kernels.selective_scan.op import (
     selective_step,
 )
 from statewise.kernels.ssd_scan.op import ssd_scan, ssd_step
+from statewise.kernels.ssm_scan_lti.op import ssm_scan_lti, ssm_scan_lti_pairs, ssm_scan_lti_step
 
 __all__ = [
     "BACKENDS",
     "Backend",
     "BackendError",
+    "cauchy",
     "causal_conv1d",
     "conv_step",
+    "delta_rule",
+    "delta_rule_step",
     "discounted_scan",
+    "dplr_kernel",
+    "fft_conv",
     "linear_scan",
     "linear_scan_pairs",
     "selective_scan",
@@ -25,4 +40,10 @@ __all__ = [
     "selective_step",
     "ssd_scan",
     "ssd_step",
+    "ssm_scan_lti",
+    "ssm_scan_lti_pairs",
+    "ssm_scan_lti_step",
+    "truncated_output",
+    "vandermonde",
+    "vandermonde_pairs",
 ]

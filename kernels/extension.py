@@ -34,7 +34,6 @@ OPS: tuple[str, ...] = (
     "convolution",
 )
 SOURCES = {op: Path(__file__).resolve().parent / op / f"{op}.cpp" for op in OPS}
-OPS = tuple(op for op in OPS if SOURCES[op].exists())  # TEMPORARY while the kernels are written
 # No -ffast-math: it would break the handling of NaN at resets.
 FLAGS = (
     "-O3",

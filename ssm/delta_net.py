@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from statewise.kernels import Backend, causal_conv1d, conv_step
-from statewise.kernels.delta_rule.op import delta_rule, delta_rule_step
+from statewise.kernels import Backend, causal_conv1d, conv_step, delta_rule, delta_rule_step
 from statewise.ssm.init import initial_step_bias
 from statewise.ssm.precision import full_precision
 from statewise.ssm.protocol import Cache, SequenceModel, State

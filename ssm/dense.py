@@ -5,8 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from statewise.kernels import Backend
-from statewise.kernels.convolution.op import fft_conv
+from statewise.kernels import Backend, fft_conv
 from statewise.ssm import chunked
 from statewise.ssm.chunked import Dense
 from statewise.ssm.lti import Mode, pick, start

@@ -18,8 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from statewise.kernels import Backend
-from statewise.kernels.convolution.op import fft_conv, vandermonde_pairs
+from statewise.kernels import Backend, fft_conv, vandermonde_pairs
 from statewise.ssm import lti, real_part
 from statewise.ssm.diagonal import complex_product, polar
 from statewise.ssm.hippo import s4d_eigenvalues

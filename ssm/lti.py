@@ -14,9 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from statewise.kernels import Backend
-from statewise.kernels.convolution.op import fft_conv, vandermonde_pairs
-from statewise.kernels.ssm_scan_lti.op import ssm_scan_lti_pairs, ssm_scan_lti_step
+from statewise.kernels import (
+    Backend,
+    fft_conv,
+    ssm_scan_lti_pairs,
+    ssm_scan_lti_step,
+    vandermonde_pairs,
+)
 from statewise.ssm.diagonal import complex_product, polar
 from statewise.ssm.precision import full_precision
 from statewise.ssm.protocol import Cache, SequenceModel, State

@@ -28,9 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from statewise.kernels import Backend
-from statewise.kernels.convolution.op import dplr_kernel, truncated_output
-from statewise.kernels.ssm_scan_lti.op import ssm_scan_lti_step
+from statewise.kernels import Backend, dplr_kernel, ssm_scan_lti_step, truncated_output
 from statewise.ssm import real_part
 from statewise.ssm.chunked import Dense
 from statewise.ssm.dense import DenseLayer
