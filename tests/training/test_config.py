@@ -132,10 +132,10 @@ def test_a_boolean_inside_a_tuple_of_integers_is_refused(tmp_path: Path) -> None
 
 
 def test_a_bad_choice_lists_the_choices_and_the_nearest(tmp_path: Path) -> None:
-    text = MINIMAL.replace("agent: {}", "agent: {sequence: {kind: lsm}}")
+    text = MINIMAL.replace("agent: {}", "agent: {sequence: {kind: lstn}}")
     message = problem(tmp_path, text)
     assert message.startswith("agent.sequence.kind: expected 's5'")
-    assert message.endswith("got 'lsm': did you mean lstm?")
+    assert message.endswith("got 'lstn': did you mean lstm?")
 
 
 @pytest.mark.parametrize(

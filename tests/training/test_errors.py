@@ -21,7 +21,7 @@ import statewise.__main__ as program
 from statewise.envs import build
 from statewise.training import checkpoint as checkpoint_module
 from statewise.training.api import load, run_training
-from statewise.training.checkpoint import CheckpointWarning, newest_checkpoint
+from statewise.training.checkpoint import FORMAT, CheckpointWarning, newest_checkpoint
 from statewise.training.config import load_preset
 from tests.training.toys import CounterEnv
 
@@ -273,10 +273,10 @@ def test_a_checkpoint_of_another_format_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = newest(run) / "state.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
     before = snapshot(run)
     line = failure(["eval", str(run), "--checkpoint", newest_name(run)], capsys)
-    assert "has checkpoint format 99, expected 1" in line
+    assert f"has checkpoint format 99, expected {FORMAT}" in line
     assert snapshot(run) == before
     # without a number the older one serves
     with pytest.warns(CheckpointWarning, match="format 99"):
