@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 FIGURE = "diagnose.png"
 COLORS = "cividis"  # rises in lightness, alike for colour-blind readers
 LIGHT = 0.55  # of the map from which on text is black
+NARROWEST = 8.0  # inches; the title needs them
 CELL = (1.5, 0.4)  # inches of a task and of a core
 
 
@@ -32,7 +33,8 @@ def draw_cells(cells: Cells, title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     shown_cores, tasks = rows_and_columns(cells)
-    size = (2.8 + CELL[0] * len(tasks), 1.6 + CELL[1] * len(shown_cores))
+    width = max(NARROWEST, 2.8 + CELL[0] * len(tasks))
+    size = (width, 1.6 + CELL[1] * len(shown_cores))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
