@@ -135,7 +135,7 @@ def test_a_bad_choice_lists_the_choices_and_the_nearest(tmp_path: Path) -> None:
     text = MINIMAL.replace("agent: {}", "agent: {sequence: {kind: lstn}}")
     message = problem(tmp_path, text)
     assert message.startswith("agent.sequence.kind: expected 's5'")
-    assert message.endswith("got 'lstn': did you mean lstm?")
+    assert "got 'lstn': did you mean lstm" in message
 
 
 @pytest.mark.parametrize(
