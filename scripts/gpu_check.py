@@ -1,7 +1,7 @@
 """Run everything that needs a GPU: the tests marked `gpu`, then the benchmark of every op.
 
     python scripts/gpu_check.py                         # docs/results/gpu.csv and gpu.json
-    python scripts/gpu_check.py --op ssd_scan --out /tmp/gpu.csv
+    python scripts/gpu_check.py --op ssd_scan --out gpu.csv
 
 Exit status 2 where torch finds no CUDA device, 1 where a test fails (nothing is measured then).
 """

@@ -118,7 +118,7 @@ def test_values_equal_those_of_torch(name, kind):
 
 
 @every_case
-@pytest.mark.parametrize("kind", ["staggered"])
+@pytest.mark.parametrize("kind", ["none", "staggered"])
 def test_gradients_equal_those_of_torch(name, kind):
     torch_op, jax_op, arguments = _both(name, pattern(kind, B, T))
     leaves = {

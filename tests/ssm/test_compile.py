@@ -15,9 +15,9 @@ from tests.tolerance import assert_close
 SCANNED = ["s5-learned", *(kind for kind in SEQUENCES if kind not in ("s5", "gru", "lstm"))]
 # The ops take any length, see tests/kernels; s4, lssl, attention and delta_net cut windows into
 # blocks, and make one graph per length.
-ANY_LENGTH = ["s5-learned", "mamba"]
+ANY_LENGTH = ["s5", "s5-learned", "lru", "mamba"]
 # The steps of all rows are exported, which takes a whole graph as well.
-COMPILED_STEPS = ("s5", "s4", "mamba", "delta_net", "gru", "lstm", "attention")
+COMPILED_STEPS = ("s5", "lru", "s4", "mamba", "mamba2", "delta_net", "gru", "lstm", "attention")
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from statewise.ssm import SEQUENCES, SequenceModel, State
 from statewise.ssm.state import take
 from tests.resets import KINDS, pattern
-from tests.ssm.variants import MODELS, WIDTH, make, random_state, step_loop
+from tests.ssm.variants import MODELS, STACKS, WIDTH, make, random_state, step_loop
 from tests.tolerance import assert_close
 
 B, T = 4, 9
@@ -24,10 +24,11 @@ every_model = pytest.mark.parametrize("name", list(MODELS))
 
 
 def _pruned(names: str, full: list[tuple], few: list[tuple]) -> pytest.MarkDecorator:
-    """Give every row of the table all combinations, and options and stacks a few of them."""
+    """Give every row of the table and every stack all combinations, and options a few of them."""
+    whole = {*SEQUENCES, *STACKS}
     return pytest.mark.parametrize(
         f"name,{names}",
-        [(name, *case) for name in MODELS for case in (full if name in SEQUENCES else few)],
+        [(name, *case) for name in MODELS for case in (full if name in whole else few)],
         ids=lambda value: str(value),
     )
 
@@ -82,7 +83,7 @@ def test_the_parallel_mode_equals_the_steps(name, kind, length):
 
 
 @every_model
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     reset=st.integers(1, 5).flatmap(
         lambda rows: st.integers(1, 40).flatmap(
