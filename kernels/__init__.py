@@ -1,5 +1,6 @@
 """Scans over time: arrays in, arrays out, with resets, on several backends."""
 
+from statewise.kernels.acting.op import mamba_step, mamba_step_runs, rms_norm
 from statewise.kernels.causal_conv1d.op import causal_conv1d, conv_step
 from statewise.kernels.convolution.op import (
     cauchy,
@@ -35,6 +36,9 @@ __all__ = [
     "fft_conv",
     "linear_scan",
     "linear_scan_pairs",
+    "mamba_step",
+    "mamba_step_runs",
+    "rms_norm",
     "selective_scan",
     "selective_scan_pairs",
     "selective_step",

@@ -32,6 +32,7 @@ OPS: tuple[str, ...] = (
     "ssd_scan",
     "causal_conv1d",
     "convolution",
+    "acting",
 )
 SOURCES = {op: Path(__file__).resolve().parent / op / f"{op}.cpp" for op in OPS}
 # No -ffast-math: it would break the handling of NaN at resets.

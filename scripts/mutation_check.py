@@ -3,7 +3,7 @@
     python scripts/mutation_check.py             # all of them; builds a C++ variant for some
     python scripts/mutation_check.py --list
     python scripts/mutation_check.py --only cpu-real
-    python scripts/mutation_check.py --of linear_scan --of returns
+    python scripts/mutation_check.py --of linear_scan --of returns --jobs 2
 
 The tree is copied to a temporary folder, every mutation is made in the copy alone, and the tests
 it names run there with the copy on the import path and a kernel cache of their own. A mutation
@@ -18,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import NamedTuple
 
 import yaml
@@ -94,6 +96,35 @@ def check(mutation: Mutation, copy: Path, cache: Path) -> str:
     return "RED" if status == FAILED else "GREEN: no test noticed"
 
 
+def make_place(folder: Path) -> tuple[Path, Path]:
+    """Copy the tree and what is built already; return both folders."""
+    copy, cache = folder / "tree", folder / "cache"
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=SKIPPED)
+    for op in OPS:  # a mutated source gets a folder of its own
+        if (built := cache_folder(op)).exists():
+            shutil.copytree(built, cache / "statewise" / built.name)
+    return copy, cache
+
+
+def check_all(
+    mutations: Sequence[Mutation], places: Sequence[tuple[Path, Path]]
+) -> Iterator[tuple[Mutation, str, float]]:
+    """Check mutations in as many places at a time; yield what happened and the seconds it took."""
+    free: Queue[tuple[Path, Path]] = Queue()
+    for place in places:
+        free.put(place)
+
+    def run(mutation: Mutation) -> tuple[Mutation, str, float]:
+        place, begin = free.get(), time.monotonic()
+        try:
+            return mutation, check(mutation, *place), time.monotonic() - begin
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        yield from pool.map(run, mutations)
+
+
 def main() -> int:
     """Run the mutations asked for; return an exit status."""
     parser = argparse.ArgumentParser(description="Check that tests notice deliberate faults.")
@@ -102,27 +133,24 @@ def main() -> int:
     parser.add_argument(
         "--of", default=[], action="append", help="take a file of scripts/mutations; repeatable"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="mutations at a time; default 1")
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error(f"--jobs: expected at least 1, got {arguments.jobs}")
     chosen = [m for m in load_mutations(arguments.of) if arguments.only in m.name]
     if arguments.list or not chosen:
         print("\n".join(f"{m.name}: {m.file}" for m in load_mutations()))
         return 0 if arguments.list else 1
-    bad = 0
+    tests = sorted({test for mutation in chosen for test in mutation.tests})
     with tempfile.TemporaryDirectory(prefix="statewise-mutations-") as folder:
-        copy, cache = Path(folder) / "tree", Path(folder) / "cache"
-        shutil.copytree(ROOT, copy, symlinks=True, ignore=SKIPPED)
-        for op in OPS:  # what is built already; a mutated source gets a folder of its own
-            if (built := cache_folder(op)).exists():
-                shutil.copytree(built, cache / "statewise" / built.name)
-        tests = sorted({test for mutation in chosen for test in mutation.tests})
-        if run_tests(copy, cache, tests) != PASSED:
+        places = [make_place(Path(folder) / str(job)) for job in range(arguments.jobs)]
+        if run_tests(*places[0], tests) != PASSED:
             print("the tests fail without any mutation: repair that first")
             return 1
-        for mutation in chosen:
-            begin = time.monotonic()
-            outcome = check(mutation, copy, cache)
+        bad = 0
+        for mutation, outcome, seconds in check_all(chosen, places):
             bad += outcome != "RED"
-            print(f"{mutation.name}: {outcome} ({time.monotonic() - begin:.0f} s)", flush=True)
+            print(f"{mutation.name}: {outcome} ({seconds:.0f} s)", flush=True)
     print(f"{len(chosen) - bad} of {len(chosen)} mutations were noticed")
     return 1 if bad else 0
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statewise.ssm.norm import RMSNorm
 from statewise.ssm.protocol import Cache, SequenceModel, State
 
 Norm = Literal["layer", "rms", "none"]
@@ -60,7 +61,7 @@ def resolve(config: BlockConfig, norm: Norm, gate: Gate) -> BlockConfig:
 def _norm(config: BlockConfig, d_model: int) -> nn.Module | None:
     if config.norm == "none":
         return None
-    make = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    make = nn.LayerNorm if config.norm == "layer" else RMSNorm
     return make(d_model, eps=config.norm_eps)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from statewise.kernels import Backend, causal_conv1d, conv_step, delta_rule, delta_rule_step
 from statewise.ssm.init import initial_step_bias
+from statewise.ssm.norm import RMSNorm
 from statewise.ssm.precision import full_precision
 from statewise.ssm.protocol import Cache, SequenceModel, State
 from statewise.ssm.windows import trace_by_windows
@@ -85,7 +86,7 @@ class GatedDeltaNetLayer(nn.Module):
         rate = (LARGEST_RATE * torch.rand(H)).clamp(min=SMALLEST_RATE)
         self.A_log = nn.Parameter(rate.log())
         self.dt_bias = nn.Parameter(initial_step_bias(H, config.dt_min, config.dt_max))
-        self.norm = nn.RMSNorm(V, eps=NORM_EPS)
+        self.norm = RMSNorm(V, eps=NORM_EPS)
         self.out_proj = nn.Linear(H * V, d_model, bias=False)
 
     def initial_state(self, batch_size: int) -> State:

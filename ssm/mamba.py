@@ -26,11 +26,14 @@ from statewise.kernels import (
     Backend,
     causal_conv1d,
     conv_step,
+    mamba_step,
+    mamba_step_runs,
     selective_scan,
     selective_scan_pairs,
     selective_step,
 )
 from statewise.ssm.init import initial_step_bias, inverse_softplus
+from statewise.ssm.norm import RMSNorm
 from statewise.ssm.precision import full_precision
 from statewise.ssm.protocol import Cache, SequenceModel, State
 from statewise.ssm.windows import trace_by_windows
@@ -107,7 +110,7 @@ class MambaLayer(nn.Module):
         self.out_proj = nn.Linear(E, d_model, bias=False)
         norms = config.inner_norm == "rms"
         self.norms = nn.ModuleList(
-            nn.RMSNorm(n, eps=NORM_EPS) for n in ((R, self.width, self.width) if norms else ())
+            RMSNorm(n, eps=NORM_EPS) for n in ((R, self.width, self.width) if norms else ())
         )
         kept = torch.full((N,), float("nan"))
         kept[N - 2 :] = torch.tensor((0.0, 1.0))[-N:]
@@ -115,6 +118,7 @@ class MambaLayer(nn.Module):
         self.register_buffer(
             "a_override", kept if config.polarized == "both" else None, persistent=False
         )
+        self.one_call = not self.complex and not norms and config.dt_scale == 1.0
         if config.init == "mimetic":
             self._start_as_attention()
 
@@ -204,6 +208,20 @@ class MambaLayer(nn.Module):
         """Run T steps and return states on the way, window by window."""
         return trace_by_windows(self, x, state, reset, every)
 
+    def _step_in_one_call(
+        self, x: Tensor, A: Tensor, state: State, reset: Tensor | None
+    ) -> tuple[Tensor, State]:
+        y, conv, ssm = mamba_step(
+            x,
+            (
+                self.in_proj.weight, self.conv_weight, self.conv_bias, self.x_proj.weight,
+                self.dt_weight, self.dt_bias, A, self.D, self.out_proj.weight,
+            ),
+            state["conv"], state["ssm"], reset, self.a_override,
+            signed=self.config.eigenvalues == "signed",
+        )  # fmt: skip
+        return y, {"conv": conv, "ssm": ssm}
+
     def prepare_step(self) -> Cache:
         """Compute A once for many steps; see `SequenceModel`."""
         with torch.no_grad():
@@ -219,6 +237,8 @@ class MambaLayer(nn.Module):
     ) -> tuple[Tensor, State]:
         """Run one step; see `SequenceModel`."""
         A = self._matrix() if cache is None else cache["A"]
+        if self.one_call and mamba_step_runs(x, state["ssm"], self.backend):
+            return self._step_in_one_call(x, A, state, reset)
         v, z = F.linear(x, self.in_proj.weight).chunk(2, -1)
         v, conv = conv_step(
             v,

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from statewise.kernels import Backend, causal_conv1d, conv_step, ssd_scan, ssd_step
+from statewise.kernels import Backend, causal_conv1d, conv_step, rms_norm, ssd_scan, ssd_step
 from statewise.ssm.init import initial_step_bias, inverse_softplus
 from statewise.ssm.mamba import MIMETIC_SHIFT
 from statewise.ssm.precision import full_precision
@@ -143,7 +143,7 @@ class Mamba2Layer(nn.Module):
     def _merge(self, y: Tensor, z: Tensor) -> Tensor:
         """Gate, normalise and project y (..., H, P)."""
         gated = (y.flatten(-2) * F.silu(z)).unflatten(-1, (self.config.groups, -1))
-        normed = F.rms_norm(gated, gated.shape[-1:], eps=NORM_EPS).flatten(-2)
+        normed = rms_norm(gated, None, NORM_EPS).flatten(-2)
         return F.linear(normed * self.norm_weight, self.out_proj.weight)
 
     def forward(

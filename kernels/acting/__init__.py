@@ -1,0 +1,1 @@
+"""Steps of acting as one call; see README.md."""
