@@ -36,7 +36,10 @@ MUST_NOT_KNOW = {
     "kernels": {"gymnasium"},
     "ssm": {"gymnasium"},
 }
-OPTIONAL = {"gymnax", "jax", "popgym", "pygame", "sb3_contrib", "stable_baselines3"}
+OPTIONAL = {
+    *("gymnax", "jax", "minari", "popgym", "pyarrow", "pygame"),
+    *("sb3_contrib", "stable_baselines3"),
+}
 
 
 def sources(folder: str) -> list[Path]:

@@ -1,7 +1,10 @@
 """Data sets made by the package minari, for the tests of what we read and write."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,7 +14,9 @@ from gymnasium import spaces
 from minari import DataCollector, MinariDataset
 
 from statewise.data import DatasetInfo, Episode, EpisodeDataset, EpisodeSource
+from statewise.data.minari import write_minari
 from statewise.envs.spaces import flatten_obs
+from tests.data.episodes import integrator_episodes
 
 ABOUT: dict[str, Any] = {
     "algorithm_name": "random",
@@ -20,6 +25,8 @@ ABOUT: dict[str, Any] = {
     "code_permalink": "https://example.org",
     "description": "for tests",
 }
+Damage = Callable[[Path], object]
+ID = "set/toy-v0"
 TREE = "statewise-test/Tree-v0"
 
 Box, Dict, Tuple = spaces.Box, spaces.Dict, spaces.Tuple
@@ -133,3 +140,24 @@ def assert_equal(source: EpisodeSource, expected: list[Episode]) -> None:
 
 def toy_info(**fields: Any) -> DatasetInfo:
     return DatasetInfo(env_id="toy/Integrator-v0", **fields)
+
+
+def make(root: Path, data_format: Any = "hdf5") -> Path:
+    """Write episodes of 4, 1 and 6 steps and return the folder data/."""
+    episodes = [replace(e, infos={}) for e in integrator_episodes((4, 1, 6))]
+    return write_minari(episodes, toy_info(), ID, root=root, data_format=data_format) / "data"
+
+
+def metadata(**fields: Any) -> Damage:
+    """Exchange fields of the metadata; None takes one away."""
+
+    def damage(data: Path) -> None:
+        file = data / "metadata.json"
+        content = {**json.loads(file.read_text()), **fields}
+        file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+    return damage
+
+
+def space(name: str, **node: Any) -> Damage:
+    return metadata(**{name: json.dumps(node)})
