@@ -23,8 +23,12 @@ Arguments = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def _double_precision() -> Iterator[None]:
+    # Compiling takes nearly all of the time of these small cases, and its optimisations most of it.
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _randn(*shape: int, dtype: torch.dtype = DOUBLE) -> Tensor:
