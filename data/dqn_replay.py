@@ -43,6 +43,7 @@ from statewise.data.errors import (
     PickleRefused,
     SpecMismatch,
 )
+from statewise.data.files import one_line
 from statewise.data.memory import Index
 
 Fragments = Literal["drop", "keep"]
@@ -262,7 +263,7 @@ def _reading(file: Path) -> Iterator[BinaryIO]:
         raise
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DatasetCorrupt(
-            f"expected a whole gzip'ed array of numpy, got: {' '.join(str(error).split())}",
+            f"expected a whole gzip'ed array of numpy, got: {one_line(error)}",
             file=file,
             hint="get it again",
         ) from error

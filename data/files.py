@@ -102,7 +102,7 @@ def open_hdf5(path: Path | str) -> h5py.File:
         raise DatasetCorrupt("expected to read it, got a lock", file=path, hint=hint) from error
     except OSError as error:
         raise DatasetCorrupt(
-            f"expected a whole HDF5 file, got: {_one_line(error)}", file=path, hint="get it again"
+            f"expected a whole HDF5 file, got: {one_line(error)}", file=path, hint="get it again"
         ) from error
 
 
@@ -131,7 +131,7 @@ def _reading(path: Path, key: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, KeyError) as error:
-        problem = f"expected readable data, got: {_one_line(error)}"
+        problem = f"expected readable data, got: {one_line(error)}"
         raise DatasetCorrupt(problem, file=path, key=key, hint="get the file again") from error
 
 
@@ -225,7 +225,7 @@ def _reading_npz(path: Path) -> Iterator[None]:
         raise
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
         raise DatasetCorrupt(
-            f"expected a whole npz, got: {_one_line(error)}", file=path, hint="get it again"
+            f"expected a whole npz, got: {one_line(error)}", file=path, hint="get it again"
         ) from error
 
 
@@ -281,19 +281,19 @@ def replacing(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync_path(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync_path(path.parent)
     except (OSError, RuntimeError) as error:
         hint = "free some space; what was there before is unchanged"
         raise DatasetError(
-            f"expected to write it, got: {_one_line(error)}", file=path, hint=hint
+            f"expected to write it, got: {one_line(error)}", file=path, hint=hint
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Wait until a file or the names of a folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -302,5 +302,6 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return the text of an error without line breaks; its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -27,6 +27,7 @@ from statewise.data.errors import (
     MinariEpisode,
     MissingKey,
 )
+from statewise.data.files import one_line
 from statewise.data.minari_layout import LEAF, METADATA, Stored, decode_frames
 from statewise.data.minari_spaces import Leaf
 
@@ -163,7 +164,7 @@ class ArrowStore:
             table = self._pa.concat_tables([self._open(file) for file in files]).combine_chunks()
             columns = {name: _single(self._pa, table.column(name)) for name in table.column_names}
         except (self._pa.ArrowInvalid, OSError) as error:
-            text = " ".join(str(error).split())
+            text = one_line(error)
             raise DatasetCorrupt(
                 f"expected a whole {self._format} file, got: {text}", file=files[0]
             ) from error

@@ -16,7 +16,7 @@ import numpy as np
 
 from statewise.data.episode import Array
 from statewise.data.errors import DatasetCorrupt, MinariCount, UnsafePath
-from statewise.data.files import Hdf5Array, open_hdf5
+from statewise.data.files import Hdf5Array, one_line, open_hdf5
 from statewise.data.minari_layout import LEAF, Stored, decode_frames
 from statewise.data.minari_spaces import Leaf, TreePath
 
@@ -147,7 +147,7 @@ class Hdf5Store:
                 return  # what it names inside this file has an entry of its own
             entry = parent[name]
         except (OSError, RuntimeError, KeyError) as error:
-            text = " ".join(str(error).split())
+            text = one_line(error)
             problem = f"expected readable data, got: {text}"
             raise DatasetCorrupt(problem, file=self.file, key=path) from error
         if isinstance(entry, h5py.Group):

@@ -30,7 +30,7 @@ from statewise.data.errors import (
     SpecMismatch,
     UnsafePath,
 )
-from statewise.data.files import safe_join, safe_name
+from statewise.data.files import one_line, safe_join, safe_name, sync_path
 from statewise.data.memory import canonical
 from statewise.data.minari_arrow import ArrowWriter
 from statewise.data.minari_hdf5 import Hdf5Writer
@@ -357,7 +357,7 @@ def _replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 os.rename(before, target)
             raise
     except (OSError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         hint = "free some space; what was there before is unchanged"
         raise DatasetError(f"expected to write it, got: {text}", file=target, hint=hint) from error
     finally:
@@ -369,11 +369,7 @@ def _replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
 def _sync(folder: Path) -> None:
     """Wait until all files are on the disk."""
     for file in folder.rglob("*"):
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_path(file)
 
 
 def _add_namespaces(target: Path, root: Path) -> None:
