@@ -66,7 +66,7 @@ def test_runs_of_other_layers_differ_from_those_of_s5_in_the_layer_alone(name: s
 
 def test_the_claims_are_those_of_the_package() -> None:
     plain = ["memory_chain", "repeat_previous_easy", "t_maze"]
-    others = ["memory_chain_cores", "repeat_previous_easy_cores"]
+    others = ["memory_chain_cores", "repeat_previous_easy_cores", "t_maze_cores"]
     assert claim_names() == sorted([*plain, *others])
     with pytest.raises(ConfigError, match="did you mean t_maze"):
         load_claim("tmaze")
