@@ -1,5 +1,6 @@
 """The scans for JAX arrays against those for torch: values, gradients, jit, vmap, resets."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,12 +112,24 @@ def _both(name: str, reset: Tensor | None, **extra: Any) -> tuple[Any, Any, Argu
     return getattr(kernels, op), lambda **kw: ours(**kw, **extra), arguments
 
 
+@functools.cache
+def _jitted(name: str, **extra: Any) -> Callable[[Arguments], Any]:
+    """Return a case's op for arrays alone: it is compiled once for all patterns of resets."""
+    _, jax_op, arguments = _both(name, None, **extra)
+    fixed = {key: v for key, v in arguments.items() if not isinstance(v, Tensor | None)}
+    return jax.jit(lambda arrays: jax_op(**arrays, **fixed))
+
+
+def _arrays(arguments: Arguments) -> Arguments:
+    return {key: _to_jax(v) for key, v in arguments.items() if isinstance(v, Tensor | None)}
+
+
 @every_case
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_equal_those_of_torch(name, kind):
-    torch_op, jax_op, arguments = _both(name, pattern(kind, B, T))
+    torch_op, _, arguments = _both(name, pattern(kind, B, T))
     expected = torch_op(**arguments)
-    actual = jax_op(**{key: _to_jax(value) for key, value in arguments.items()})
+    actual = _jitted(name)(_arrays(arguments))
     for got, want in zip(actual, expected, strict=True):
         assert_close(_to_torch(got), want, DOUBLE, T)
 
@@ -143,7 +156,7 @@ def test_gradients_equal_those_of_torch(name, kind):
 
     total = sum((out * w.conj()).real.sum() for out, w in zip((y, last), weights, strict=True))
     expected = torch.autograd.grad(total, list(leaves.values()))
-    actual = jax.grad(loss)({key: _to_jax(value) for key, value in leaves.items()})
+    actual = jax.jit(jax.grad(loss))({key: _to_jax(value) for key, value in leaves.items()})
     for key, want in zip(leaves, expected, strict=True):
         # JAX's gradient of a complex number is the conjugate of torch's.
         assert_close(_to_torch(jnp.conj(actual[key])), want, DOUBLE, T, gradient=True)
@@ -152,11 +165,9 @@ def test_gradients_equal_those_of_torch(name, kind):
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("linear")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tree_equals_the_loop(name, kind):
-    reset = pattern(kind, B, T)
-    _, loop, arguments = _both(name, reset, algorithm="sequential")
-    _, tree, _ = _both(name, reset, algorithm="associative")
-    values = {key: _to_jax(value) for key, value in arguments.items()}
-    for got, want in zip(tree(**values), loop(**values), strict=True):
+    arrays = _arrays(_both(name, pattern(kind, B, T))[2])
+    loop, tree = (_jitted(name, algorithm=way) for way in ("sequential", "associative"))
+    for got, want in zip(tree(arrays), loop(arrays), strict=True):
         assert_close(_to_torch(got), _to_torch(want), DOUBLE, T)
 
 
@@ -189,7 +200,7 @@ def test_a_state_that_is_not_finite_does_not_pass_a_reset(name, algorithm):
         y, last = jax_op(**(values | {first: x}))
         return (y[:, 4:] ** 2).sum() + (last**2).sum()
 
-    value, gradient = jax.value_and_grad(loss)(values[first])
+    value, gradient = jax.jit(jax.value_and_grad(loss))(values[first])
     assert jnp.isfinite(value)
     assert jnp.isfinite(gradient[:, 4:]).all()
 
