@@ -171,7 +171,7 @@ def _cups_guessed() -> float:
 
 TASKS: dict[str, Task] = {
     "parity": Task(_parity, 2, 2, 1 / 2, 400),
-    "permutations": Task(_permutations, CUPS - 1, CUPS, _cups_guessed(), 2400),
+    "permutations": Task(_permutations, CUPS - 1, CUPS, _cups_guessed(), 1200),
     "copy": Task(_copy, COPIED + 1, COPIED, 1 / COPIED, 600),
     "selective copy": Task(_selective_copy, SELECTED + 1, SELECTED, 1 / SELECTED, 700),
     "recall": Task(_recall, KEYS + VALUES, VALUES, 1 / VALUES, 600),

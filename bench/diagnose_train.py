@@ -33,7 +33,7 @@ VARIANTS: dict[str, Core] = {
     "mamba, complex": Core("mamba", {"eigenvalues": "complex"}),
     "mamba, mimetic": Core("mamba", {"init": "mimetic"}),
     "mamba2, mimetic": Core("mamba2", {"init": "mimetic"}),
-    "delta_net, negative": Core("delta_net", {"allow_neg_eigval": True}),
+    "delta_net, negative": Core("delta_net", {"allow_neg_eigval": True, "conv_width": 1}),
 }
 
 
