@@ -5,6 +5,7 @@ import sys
 import types
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -31,29 +32,45 @@ def _poisoned_torch() -> types.ModuleType:
 
 
 _POISONED_TORCH = _poisoned_torch()
+_seen: set[str] = set()  # names of modules that were looked at
+
+
+def _poison_kernel_modules() -> None:
+    """Give kernel modules imported since the last call the poisoned torch, for good."""
+    if len(_seen) == len(sys.modules):  # looking at thousands of names takes milliseconds
+        return
+    for name, module in list(sys.modules.items()):
+        if name.startswith("statewise.kernels") and getattr(module, "torch", None) is torch:
+            module.torch = _POISONED_TORCH  # type: ignore[attr-defined]
+    _seen.clear()
+    _seen.update(sys.modules)
 
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds_and_one_thread() -> None:
-    torch.manual_seed(0)
+    # torch.manual_seed also files a call, with a traceback, for each kind of device it may find.
+    torch.default_generator.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - tests of numpy code that takes no generator
     random.seed(0)
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _poison_fresh_kernel_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def _poison_fresh_kernel_memory() -> None:
     """A kernel that forgets to write an element then returns NaN, not an old right answer."""
-    new_empty = torch.Tensor.new_empty
+    _poison_kernel_modules()
 
-    def poisoned_new_empty(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        out = new_empty(self, *args, **kwargs)
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        if caller.startswith("statewise.kernels") and out.is_floating_point():
-            out.fill_(float("nan"))
-        return out
 
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned_new_empty)
-    for name, module in list(sys.modules.items()):
-        if name.startswith("statewise.kernels") and getattr(module, "torch", None) is torch:
-            monkeypatch.setattr(module, "torch", _POISONED_TORCH)
+def _poisoned_new_empty(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    out = _NEW_EMPTY(self, *args, **kwargs)
+    caller = sys._getframe(1).f_globals.get("__name__", "")
+    if caller.startswith("statewise.kernels") and out.is_floating_point():
+        out.fill_(float("nan"))
+    return out
+
+
+_NEW_EMPTY = torch.Tensor.new_empty
+torch.Tensor.new_empty = _poisoned_new_empty  # type: ignore[method-assign]
+# A test says what is right, not how long it may take on a busy machine.
+hypothesis.settings.register_profile("statewise", deadline=None)
+hypothesis.settings.load_profile("statewise")
