@@ -3,6 +3,16 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from statewise.agents.offline.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
+from statewise.agents.offline.decision_mamba import DecisionMamba, DecisionMambaConfig
+from statewise.agents.offline.decision_mamba_mg import DecisionMambaMG, DecisionMambaMGConfig
+from statewise.agents.offline.decision_s4 import DecisionS4, DecisionS4Config
+from statewise.agents.offline.decision_transformer import (
+    DecisionTransformer,
+    DecisionTransformerConfig,
+)
+from statewise.agents.offline.iql import IQL, IQLConfig
+from statewise.agents.offline.td3_bc import TD3BC, TD3BCConfig
 from statewise.agents.recurrent_ppo import RecurrentPPO, RecurrentPPOConfig
 
 
@@ -10,8 +20,10 @@ class AgentRow(NamedTuple):
     """One system of the suite."""
 
     config: type[Any]
-    make: Callable[..., RecurrentPPO]
+    make: Callable[..., Any]
+    """Makes the agent: of "online" an `Agent`, of "offline" an `OfflineAgent`."""
     loop: str
+    """Where it learns: "online" in its environment, "offline" from data."""
     about: str
     page: str
 
@@ -23,5 +35,54 @@ AGENTS: dict[str, AgentRow] = {
         "online",
         "recurrent PPO on any sequence layer (Schulman et al. 2017; Lu et al. 2023)",
         "docs/systems/recurrent_ppo.md",
+    ),
+    "dt": AgentRow(
+        DecisionTransformerConfig,
+        DecisionTransformer,
+        "offline",
+        "Decision Transformer: actions from returns to go, by attention (Chen et al. 2021)",
+        "docs/systems/decision_transformer.md",
+    ),
+    "decision_s4": AgentRow(
+        DecisionS4Config,
+        DecisionS4,
+        "offline",
+        "Decision S4: a state-space policy on whole episodes (Bar David et al. 2023)",
+        "docs/systems/decision_s4.md",
+    ),
+    "decision_mamba": AgentRow(
+        DecisionMambaConfig,
+        DecisionMamba,
+        "offline",
+        "Decision Mamba: Decision Transformer with Mamba for attention (Ota 2024)",
+        "docs/systems/decision_mamba.md",
+    ),
+    "decision_mamba_mg": AgentRow(
+        DecisionMambaMGConfig,
+        DecisionMambaMG,
+        "offline",
+        "multi-grained Decision Mamba with self-evolution (Lv et al. 2024)",
+        "docs/systems/decision_mamba.md",
+    ),
+    "bc": AgentRow(
+        BehaviorCloningConfig,
+        BehaviorCloning,
+        "offline",
+        "behaviour cloning; of the best episodes with data.keep_best (Chen et al. 2021)",
+        "docs/systems/value_based.md",
+    ),
+    "td3bc": AgentRow(
+        TD3BCConfig,
+        TD3BC,
+        "offline",
+        "TD3+BC: policy gradient beside a regression, Box actions (Fujimoto & Gu 2021)",
+        "docs/systems/value_based.md",
+    ),
+    "iql": AgentRow(
+        IQLConfig,
+        IQL,
+        "offline",
+        "IQL: values of the better actions in the data (Kostrikov et al. 2021)",
+        "docs/systems/value_based.md",
     ),
 }

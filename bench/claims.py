@@ -48,7 +48,13 @@ class Arm:
             ConfigError: no such preset, or an override that does not fit.
         """
         values = {**self.overrides, "seed": seed, "num_threads": 1}
-        return apply_overrides(load_preset(self.preset), values)
+        config = apply_overrides(load_preset(self.preset), values)
+        if not isinstance(config, TrainConfig):
+            raise ConfigError(
+                f"expected the preset of an agent that learns from its environment, got "
+                f"{self.preset}, which learns from data"
+            )
+        return config
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import nn
 from statewise.bench.process import Answer, Job
 from statewise.training.api import TrainedAgent
 from statewise.training.collector import Collector
-from statewise.training.config import apply_overrides, load_preset
+from statewise.training.config import TrainConfig, apply_overrides, load_preset
 from statewise.training.seeding import Seeds
 
 
@@ -45,6 +45,7 @@ def count_parameters(module: nn.Module) -> int:
 
 def _run_statewise(job: Job, clock: Clock) -> tuple[list[int], int]:
     config = apply_overrides(load_preset(job["preset"]), job["overrides"])
+    assert isinstance(config, TrainConfig), job["preset"]
     trained = TrainedAgent(config, preset=job["preset"])
     env = trained.make_vector_env(config.env.num_envs)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import statewise
-from statewise.training.config import TrainConfig, load_preset, preset_names
+from statewise.training.config import ROOTS, load_preset, preset_names
 from statewise.training.schema import reached
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,7 +182,8 @@ def test_every_setting_has_a_reader() -> None:
     reads = field_reads()
     unread = [
         f"{cls.__name__}.{entry.name}"
-        for cls in reached(TrainConfig)
+        for root in ROOTS.values()
+        for cls in reached(root)
         for entry in dataclasses.fields(cls)
         if entry.name not in reads
     ]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import yaml
 
@@ -23,10 +24,12 @@ from statewise.bench import claims, worker
 from statewise.bench import layers as bench_layers
 from statewise.bench import ppo as bench_ppo
 from statewise.bench import scan as bench_scan
+from statewise.data import DatasetInfo, EpisodeDataset, write_d4rl
 from statewise.envs.build import FAMILIES
 from statewise.ssm.build import SEQUENCES
 from statewise.training.config import load_config, load_preset
 from statewise.training.run import RunDirectory
+from tests.training.offline_cases import play
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,9 +46,24 @@ TINY = [
     "--agent.num_minibatches",
     "4",
 ]
+TINY_ON_DATA = [
+    "--total-updates",
+    "2",
+    "--agent.batch-size",
+    "2",
+    "--eval.episodes",
+    "2",
+    "--eval.num-envs",
+    "2",
+]
 RUNS = {
-    "runs/ppo-repeat_previous_easy-1": "ppo/repeat_previous_easy",
-    "runs/ppo-cartpole-1": "ppo/cartpole",
+    "runs/ppo-repeat_previous_easy-1": ["ppo/repeat_previous_easy"],
+    "runs/ppo-cartpole-1": ["ppo/cartpole"],
+    "runs/decision_s4-pendulum-1": [
+        "decision_s4/pendulum",
+        "--data",
+        "datasets/pendulum/full-replay.hdf5",
+    ],
 }
 TOOLS = {"mypy", "pre-commit", "python", "ruff"}  # other documents may call these, too
 # A call of the program in a recipe, and the variable of the shell that takes what it prints.
@@ -55,11 +73,18 @@ PROGRAM = re.compile(r"(?:\.venv/bin/)?statewise$")
 
 def with_tiny_settings(words: list[str]) -> list[str]:
     """Let training be short; the help and a resumed run take no settings."""
-    return words if {"--resume", "--help"} & set(words) else [*words, *TINY]
+    if {"--resume", "--help"} & set(words):
+        return words
+    return [*words, *(TINY_ON_DATA if "--data" in words else TINY)]
 
 
 def with_few_episodes(words: list[str]) -> list[str]:
     return [*words, "--episodes", "2"]  # the last of two options wins
+
+
+def with_data_of_a_formula(words: list[str]) -> list[str]:
+    """Make the data set that needs no training."""
+    return ["data", "make", "double-integrator"] if words[1] == "make" else words
 
 
 def as_it_is(words: list[str]) -> list[str]:
@@ -105,6 +130,7 @@ def run_job_here(job: dict[str, Any], **_: str) -> dict[str, Any]:
 
 
 SHRINK: dict[str, Callable[[list[str]], list[str]]] = {
+    "data": with_data_of_a_formula,
     "train": with_tiny_settings,
     "eval": with_few_episodes,
     "plot": as_it_is,
@@ -153,13 +179,27 @@ def dry_run(line: str) -> list[str]:
     return [entry for entry in result.stdout.splitlines() if not entry.startswith("make")]
 
 
+def make_data(path: Path) -> None:
+    """Write two episodes of Pendulum that a random policy played."""
+    facts = DatasetInfo(
+        env_id="Pendulum-v1", max_episode_steps=200, ref_min=-1200.0, ref_max=-150.0
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    episodes = play(gymnasium.make("Pendulum-v1"), 2, seed=0)
+    write_d4rl(EpisodeDataset.from_episodes(episodes, facts), path)
+
+
 def make_runs(words: list[str]) -> None:
-    """Train, in a moment, the runs that a command reads and that are not there yet."""
+    """Make, in a moment, the data and runs that a command reads and that are not there yet."""
     written = words[words.index("--run") + 1] if "--run" in words else None
     for word in words:
+        if word.startswith("datasets/") and not Path(word).exists():
+            make_data(Path(word))
         if word.startswith("runs/") and word != written and not Path(word).exists():
             assert word in RUNS, f"{word}: expected a run of {sorted(RUNS)}: say how it is made"
-            assert program.main(["train", RUNS[word], "--run", word, *TINY]) == 0
+            make_runs(RUNS[word])
+            made = with_tiny_settings(["train", *RUNS[word], "--run", word])
+            assert program.main(made) == 0
     if "--resume" in words:  # what was stopped half way is a run with fewer steps than it wants
         config = RunDirectory.open(Path(words[words.index("--resume") + 1])).config_path
         text = config.read_text()
@@ -276,7 +316,7 @@ def test_a_train_command_leaves_a_run_where_the_readme_says(
     monkeypatch.chdir(tmp_path)
     run_statewise("statewise train ppo/cartpole")
     assert load_config(Path("runs/ppo-cartpole-1/config.yaml")).env.id == "CartPole-v1"
-    for run, preset in RUNS.items():
+    for run, (preset, *_) in RUNS.items():
         assert load_preset(preset), run
 
 

@@ -5,22 +5,29 @@ imported inside the command that needs it, so that `statewise --help` answers at
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from statewise.training.arguments import command_parser, count, seed
 from statewise.training.schema import ConfigError
+
+if TYPE_CHECKING:
+    from statewise.training.evaluate import EvalResult  # needs torch, which `--help` does not
 
 TOPICS = ("presets", "layers", "agents", "worldmodels", "envs")
 
 
 def train(argv: list[str]) -> int:
-    """Train a preset: PRESET [--run DIR] [--key.sub value ...], or go on: --resume RUN."""
+    """Train: PRESET [--data PATH ...] [--run DIR] [--key.sub value ...], or go on: --resume RUN."""
     from statewise.training import api, config
 
     parser = command_parser("train", train, add_help=False)
-    parser.usage = "statewise train PRESET [--run DIR] [--key.sub value ...] | --resume RUN"
+    parser.usage = (
+        "statewise train PRESET [--data PATH ...] [--run DIR] [--key.sub value ...] | --resume RUN"
+    )
     parser.epilog = "`statewise list presets` names the presets; your own .yaml file is one too."
+    parser.add_argument("--data", nargs="+", help="files or folders, for what learns from data")
     parser.add_argument("--run", type=Path, help="run directory, by default runs/<preset>-<n>")
     parser.add_argument("--resume", type=Path, help="run directory to go on with")
     parser.add_argument("-h", "--help", action="store_true", help="with PRESET: every option")
@@ -34,8 +41,8 @@ def train(argv: list[str]) -> int:
         return 0
     command = ["statewise", "train", *argv]
     if options.resume:
-        if preset or options.run:
-            other = "a preset" if preset else "--run"
+        others = {"a preset": preset, "--run": options.run, "--data": options.data}
+        if other := next((name for name, given in others.items() if given), None):
             raise ConfigError(f"train: expected --resume RUN alone, got {other} beside it")
         print(api.resume_training(options.resume, command, overrides))
         return 0
@@ -44,19 +51,61 @@ def train(argv: list[str]) -> int:
         raise ConfigError(
             f"train: expected a preset first or --resume RUN, {got}: see `statewise list presets`"
         )
-    settings = config.load_preset(preset, overrides)
+    settings = api.with_data(config.load_preset(preset, overrides), options.data)
     print(api.run_training(settings, options.run or default_run(preset), command))
     return 0
 
 
+def finetune(argv: list[str]) -> int:
+    """Go on in the environment: RUN [--preset NAME] [--run DIR] [--key.sub value ...] ..."""
+    from statewise.training import config
+    from statewise.training.finetune_run import finetune_run, load_finetune, resume_finetune
+
+    parser = command_parser("finetune", finetune, add_help=False)
+    parser.usage = (
+        "statewise finetune RUN [--preset NAME] [--run DIR] [--seed N] [--key.sub value ...] "
+        "| --resume RUN"
+    )
+    parser.add_argument("--preset", help="finetune/<name> or a .yaml file; without it the defaults")
+    parser.add_argument("--run", type=Path, help="new run directory, by default <RUN>-finetune-<n>")
+    parser.add_argument("--seed", type=seed, help="of the random streams, by default that of RUN")
+    parser.add_argument("--resume", type=Path, help="run directory of fine-tuning to go on with")
+    parser.add_argument("-h", "--help", action="store_true", help="this, and every option")
+    source = argv[0] if argv and not argv[0].startswith("-") else None
+    options, overrides = parser.parse_known_args(argv[1:] if source else argv)
+    if options.help:
+        print(parser.format_help())
+        config.show_config_help(load_finetune(options.preset), "statewise finetune RUN")
+        return 0
+    command = ["statewise", "finetune", *argv]
+    if options.resume:
+        if len(argv) > 2:
+            raise ConfigError("finetune: expected --resume RUN alone, got more: leave it out")
+        print(resume_finetune(options.resume, command))
+        return 0
+    if not source:
+        raise ConfigError("finetune: expected the run directory of a decision_s4 first, got none")
+    settings = load_finetune(options.preset, overrides)
+    path = options.run or default_run(f"{Path(source).name}-finetune", Path(source).parent)
+    print(finetune_run(Path(source), path, settings, command, seed=options.seed))
+    return 0
+
+
 def evaluate(argv: list[str]) -> int:
-    """Play episodes with a trained agent: RUN [--episodes N] [--actions greedy|sample] ..."""
+    """Play episodes with a trained agent: RUN [--episodes N] [--targets R ...] ..."""
     parser = command_parser("eval", evaluate)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--episodes", type=count, help="by default eval.episodes of the run")
     parser.add_argument("--num-envs", type=count, help="by default eval.num_envs of the run")
     parser.add_argument("--seed", type=seed, help="by default the run's own evaluation seed")
     parser.add_argument("--actions", choices=("greedy", "sample"), help="by default the run's")
+    parser.add_argument(
+        "--targets",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="returns to ask for, if it is told one",
+    )
     parser.add_argument("--checkpoint", type=seed, metavar="STEP", help="by default the newest")
     options = parser.parse_args(argv)
 
@@ -68,14 +117,25 @@ def evaluate(argv: list[str]) -> int:
         num_envs=options.num_envs,
         seed=options.seed,
         actions=options.actions,
+        targets=None if options.targets is None else tuple(options.targets),
         checkpoint=options.checkpoint,
     )
+    for line in _evaluation_lines(result):
+        print(line)
     low, high = result.return_ci95
     print(
         f"return {result.return_mean:.4g}, 95 % interval {low:.4g} to {high:.4g}, "
         f"{len(result.episodes)} episodes: {options.run / 'eval.json'}"
     )
     return 0
+
+
+def _evaluation_lines(result: "EvalResult") -> Iterator[str]:
+    """Yield a line per target, with its score; of agents that learned from data."""
+    for one in result.targets:
+        asked = "" if one.target is None else f"target {one.target:g}: "
+        score = "not known" if one.score is None else f"{one.score:.1f}"
+        yield f"{asked}return {one.result.return_mean:.4g}, score {score}"
 
 
 def plot(argv: list[str]) -> int:
@@ -105,6 +165,13 @@ def export(argv: list[str]) -> int:
     agent = load(options.run, checkpoint=options.checkpoint)
     print(agent.export(options.out or options.run / "policy.pt2", batch_size=options.batch_size))
     return 0
+
+
+def data(argv: list[str]) -> int:
+    """Make, show and convert data sets: make ENV | inspect PATH | convert SRC DST."""
+    from statewise.training.data_cli import run
+
+    return run(argv)
 
 
 def list_topic(argv: list[str]) -> int:
@@ -139,9 +206,11 @@ def doctor(argv: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
+    "finetune": finetune,
     "eval": evaluate,
     "plot": plot,
     "export": export,
+    "data": data,
     "list": list_topic,
     "doctor": doctor,
 }

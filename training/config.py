@@ -1,8 +1,8 @@
-"""Configuration: the run's dataclass, YAML presets, overrides, and errors of one line.
+"""Configuration: the runs' dataclasses, YAML presets, overrides, and errors of one line.
 
-The dataclasses are the schema. PyYAML reads a preset, overrides are laid over it, pydantic
-turns the mapping into the dataclasses, and tyro writes the help text. This is the only file
-that imports pydantic or tyro.
+The dataclasses are the schema, one per system (`ROOTS`). PyYAML reads a preset, overrides are
+laid over it, pydantic turns the mapping into the dataclasses, and tyro writes the help text. This
+is the only file that imports pydantic or tyro.
 
 Every value is checked in one place (`_build`), whether it came from YAML, from the command
 line or from Python, so all errors read alike:
@@ -11,13 +11,13 @@ line or from Python, so all errors read alike:
 
 import dataclasses
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pydantic
 import tyro
@@ -25,8 +25,21 @@ import yaml
 
 from statewise.agents.recurrent_ppo import RecurrentPPOConfig
 from statewise.envs.build import EnvConfig
+from statewise.training.finetune_config import FinetuneConfig
+from statewise.training.offline_config import (
+    BehaviorCloningRun,
+    DecisionMambaMGRun,
+    DecisionMambaRun,
+    DecisionS4Run,
+    DecisionTransformerRun,
+    IQLRun,
+    OfflineTrainConfig,
+    TD3BCRun,
+)
 from statewise.training.schema import (
     ConfigError,
+    check_at_least,
+    check_device,
     nearest,
     number_problems,
     parse_words,
@@ -41,6 +54,8 @@ __all__ = [
     "CheckpointConfig",
     "ConfigError",
     "EvalConfig",
+    "OfflineTrainConfig",
+    "RunConfig",
     "TrainConfig",
     "apply_overrides",
     "dump_config",
@@ -60,7 +75,7 @@ class CheckpointConfig:
     keep: int = 3  # newest checkpoints kept, >= 1
 
     def __post_init__(self) -> None:
-        _at_least(1, every_steps=self.every_steps, keep=self.keep)
+        check_at_least(1, every_steps=self.every_steps, keep=self.keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +87,7 @@ class EvalConfig:
     actions: Literal["greedy", "sample"] = "greedy"  # mode of the policy, or a sample of it
 
     def __post_init__(self) -> None:
-        _at_least(1, episodes=self.episodes, num_envs=self.num_envs)
+        check_at_least(1, episodes=self.episodes, num_envs=self.num_envs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,27 +106,47 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        _at_least(
+        check_at_least(
             1,
             rollout_steps=self.rollout_steps,
             total_steps=self.total_steps,
             num_threads=self.num_threads,
         )
-        _at_least(0, seed=self.seed)
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device: expected cpu, cuda or cuda:N, got {self.device!r}")
+        check_at_least(0, seed=self.seed)
+        check_device(self.device)
         if self.env.num_envs % self.agent.num_minibatches:
             raise ValueError(
                 f"agent.num_minibatches: expected a divisor of env.num_envs "
                 f"({self.env.num_envs}), got {self.agent.num_minibatches}"
             )
 
+    @property
+    def end(self) -> int:
+        """Where training ends, in environment steps."""
+        return self.total_steps
+
+
+RunConfig = TrainConfig | OfflineTrainConfig
+T = TypeVar("T", bound=TrainConfig | OfflineTrainConfig | FinetuneConfig)
+
+ROOTS: dict[str, type[RunConfig]] = {
+    "ppo": TrainConfig,
+    "dt": DecisionTransformerRun,
+    "decision_s4": DecisionS4Run,
+    "decision_mamba": DecisionMambaRun,
+    "decision_mamba_mg": DecisionMambaMGRun,
+    "bc": BehaviorCloningRun,
+    "td3bc": TD3BCRun,
+    "iql": IQLRun,
+}
+"""Which dataclass holds the settings of a system."""
+
 
 def preset_names() -> list[str]:
     """Return the names of the presets that come with the package, `<system>/<name>`."""
     return sorted(
         f"{system}/{path.stem}"
-        for system in typing.get_args(typing.get_type_hints(TrainConfig)["system"])
+        for system in ROOTS
         for path in (_preset_folder() / system).glob("*.yaml")
     )
 
@@ -122,7 +157,7 @@ def preset_about(name: str) -> str:
         return file.readline().removeprefix("#").strip()
 
 
-def load_preset(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_preset(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a preset and lay overrides over it.
 
     Args:
@@ -144,7 +179,7 @@ def load_preset(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     return apply_overrides(config, overrides)
 
 
-def load_config(path: Path) -> TrainConfig:
+def load_config(path: Path) -> RunConfig:
     """Read a configuration file, for example `config.yaml` of a run directory.
 
     Raises:
@@ -153,9 +188,7 @@ def load_config(path: Path) -> TrainConfig:
     return _build(read_yaml(path), where=str(path))
 
 
-def apply_overrides(
-    config: TrainConfig, overrides: Sequence[str] | Mapping[str, Any]
-) -> TrainConfig:
+def apply_overrides(config: T, overrides: Sequence[str] | Mapping[str, Any]) -> T:
     """Return `config` with single values replaced.
 
     Args:
@@ -171,7 +204,7 @@ def apply_overrides(
     if not overrides:
         return config
     try:
-        values = _override_values(overrides)
+        values = _override_values(type(config), overrides)
     except ConfigError as error:
         raise ConfigError(f"override: {error}") from None
     mapping = dataclasses.asdict(config)
@@ -181,10 +214,10 @@ def apply_overrides(
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    return _build(mapping, where="override")
+    return _build_root(type(config), mapping, where="override")
 
 
-def dump_config(config: TrainConfig) -> str:
+def dump_config(config: RunConfig | FinetuneConfig) -> str:
     """Return YAML text of every field; reading it gives an equal configuration.
 
     Raises:
@@ -199,11 +232,11 @@ def dump_config(config: TrainConfig) -> str:
         ) from error
 
 
-def show_config_help(config: TrainConfig, program: str) -> None:
+def show_config_help(config: RunConfig | FinetuneConfig, program: str) -> None:
     """Write the text of `--help` to stdout: every option with its value in `config`."""
     with suppress(SystemExit):  # how tyro ends after it has shown the help
         tyro.cli(
-            TrainConfig,
+            type(config),
             default=config,
             prog=program,
             args=["--help"],
@@ -211,54 +244,68 @@ def show_config_help(config: TrainConfig, program: str) -> None:
         )
 
 
-def _override_values(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+def _override_values(
+    root: type[Any], overrides: Sequence[str] | Mapping[str, Any]
+) -> dict[str, Any]:
     """Return dotted path -> value; every path is one that exists."""
     if isinstance(overrides, Mapping):
         for path in overrides:
-            resolve(TrainConfig, path)
+            resolve(root, path)
         return dict(overrides)
     return {
-        path: parse_words(path, words, resolve(TrainConfig, path), read_word)
+        path: parse_words(path, words, resolve(root, path), read_word)
         for path, words in split_tokens(overrides).items()
     }
-
-
-def _at_least(low: int, **values: int) -> None:
-    """Raise ValueError for the first value below `low`."""
-    for name, value in values.items():
-        if value < low:
-            raise ValueError(f"{name}: expected at least {low}, got {value}")
 
 
 def _preset_folder() -> Path:
     return Path(str(files("statewise"))) / "configs"
 
 
-def _build(mapping: Any, where: str) -> TrainConfig:
-    """Turn a nested mapping into the dataclasses, or raise with every problem in one line."""
+def _build(mapping: Any, where: str) -> RunConfig:
+    """Turn a nested mapping into the dataclasses of the system that it names, or raise."""
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a mapping of fields, got {mapping!r}")
-    problems = dict(number_problems(TrainConfig, mapping))
-    for cls in reached(TrainConfig):
-        # Read by pydantic; without it unknown keys of a standard dataclass are dropped.
-        cls.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+    if "system" not in mapping:
+        raise ConfigError(f"{where}: system: expected one of {', '.join(ROOTS)}, got none")
+    system = mapping["system"]
+    if not isinstance(system, str) or system not in ROOTS:
+        hint = nearest(str(system), list(ROOTS))
+        known = ", ".join(ROOTS)
+        raise ConfigError(f"{where}: system: expected one of {known}, got {system!r}{hint}")
+    return _build_root(ROOTS[system], mapping, where)
+
+
+def _build_root(root: type[T], mapping: Mapping[str, Any], where: str) -> T:
+    """Turn a nested mapping into dataclasses, or raise with every problem in one line."""
+    problems = dict(number_problems(root, mapping))
+    key: Any = root  # mypy takes a class with a type variable for unhashable
     try:
-        config = pydantic.TypeAdapter(TrainConfig).validate_python(mapping)
+        config: T = _adapter(key).validate_python(mapping)
     except pydantic.ValidationError as error:
         for details in error.errors():
             path = ".".join(str(part) for part in details["loc"])
-            problems.setdefault(path, _line(path, details))
+            problems.setdefault(path, _line(root, path, details))
         raise ConfigError(f"{where}: {'; '.join(problems.values())}") from None
     if problems:
         raise ConfigError(f"{where}: {'; '.join(problems.values())}")
     return config
 
 
-def _line(path: str, details: Any) -> str:
+@cache
+def _adapter(root: type[Any]) -> pydantic.TypeAdapter[Any]:
+    """Return what checks a mapping; making it takes longer than most checks."""
+    for cls in reached(root):
+        # Read by pydantic; without it unknown keys of a standard dataclass are dropped.
+        cls.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+    return pydantic.TypeAdapter(root)
+
+
+def _line(root: type[Any], path: str, details: Any) -> str:
     """Say in one line what pydantic found at a dotted path."""
     kind, got = details["type"], details["input"]
     if kind == "unexpected_keyword_argument":
-        return unknown_field(TrainConfig, path)
+        return unknown_field(root, path)
     if kind == "missing":
         return f"{path}: expected a value, got none: this field has no default"
     if kind == "value_error":

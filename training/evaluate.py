@@ -1,16 +1,38 @@
 """Evaluation: a fixed number of complete episodes, their returns and an interval."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from statewise.agents.protocol import Agent
 from statewise.envs.protocol import VectorEnv
+from statewise.ssm.protocol import State
 from statewise.training.collector import to_tensors
 from statewise.training.run import RunDirectory, write_json
 from statewise.training.statistics import mean_interval
+
+
+class ActingAgent(Protocol):
+    """What an evaluation needs of an agent; see `agents.protocol.Agent`."""
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return the state for `batch_size` environments that are about to start."""
+        ...
+
+    def act(
+        self,
+        obs: dict[str, Tensor],
+        state: State,
+        is_first: Tensor,
+        reset: Tensor,
+        *,
+        explore: bool,
+    ) -> tuple[Tensor, dict[str, Tensor], State]:
+        """Choose actions."""
+        ...
 
 
 class EvalResult(NamedTuple):
@@ -20,31 +42,75 @@ class EvalResult(NamedTuple):
     return_ci95: tuple[float, float]
     episodes: list[dict[str, Any]]
     """Per episode: return, length, seed of its environment, index within that environment."""
+    targets: tuple["TargetResult", ...] = ()
+    """Of an agent that learned from data: one per target, the first being the rest of this."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return mean, interval and episodes for eval.json."""
+        return {key: value for key, value in self._asdict().items() if key != "targets"}
 
 
-def evaluate(
-    agent: Agent, env: VectorEnv, *, episodes: int, seed: int, explore: bool, device: str = "cpu"
-) -> EvalResult:
-    """Play `episodes` complete episodes from fresh memory.
+class TargetResult(NamedTuple):
+    """What an evaluation gave for one target."""
 
-    Environment i starts with seed + i and plays (episodes + i) // num_envs of them, so that
-    short episodes are not preferred; these are the episodes that Stable-Baselines3's
-    `evaluate_policy` plays after `env.seed(seed)`.
+    target: float | None
+    """None for an agent that is not told one."""
+    result: EvalResult
+    score: float | None
+    """Normalised mean return, None without reference returns."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return an entry of "targets" in eval.json."""
+        return {"target": self.target, "score": self.score, **self.result.as_json()}
+
+
+class EvalOptions(NamedTuple):
+    """What an evaluation does otherwise than the run's settings say; None keeps those."""
+
+    episodes: int | None = None
+    num_envs: int | None = None
+    seed: int | None = None
+    actions: str | None = None
+    targets: tuple[float, ...] | None = None
+    """Returns to ask for, of agents that are told one."""
+
+
+class Played(NamedTuple):
+    """One complete episode."""
+
+    env: int
+    """Number of its environment."""
+    number: int
+    """Among the episodes of that environment, from 0."""
+    total: float
+    """Sum of its rewards."""
+    length: int
+
+
+def play_episodes(
+    agent: ActingAgent,
+    env: VectorEnv,
+    wanted: NDArray[np.int64],
+    *,
+    seed: int,
+    explore: bool,
+    device: str = "cpu",
+) -> list[Played]:
+    """Play complete episodes from fresh memory, in the order of environments.
 
     Args:
         agent: the policy.
-        env: at most `episodes` environments.
-        episodes: at least 1.
+        env: N environments.
+        wanted: (N,) how many episodes of each count; at least 1 in all.
         seed: of the environments.
         explore: sample the actions, or take the mode.
         device: where the agent lives.
     """
     place = torch.device(device)
-    wanted = (episodes + np.arange(env.num_envs)) // env.num_envs
     played = np.zeros(env.num_envs, np.int64)
     total = np.zeros(env.num_envs)
     length = np.zeros(env.num_envs, np.int64)
-    rows: list[dict[str, Any]] = []
+    rows: list[Played] = []
     obs, is_first = env.reset(seed)
     reset = is_first
     state = agent.initial_state(env.num_envs)
@@ -62,19 +128,56 @@ def evaluate(
         length += arrived.valid
         for i in (arrived.terminated | arrived.truncated).nonzero()[0]:
             if played[i] < wanted[i]:
-                rows.append(
-                    {
-                        "return": float(total[i]),
-                        "length": int(length[i]),
-                        "seed": seed + int(i),
-                        "index": int(played[i]),
-                    }
-                )
+                rows.append(Played(int(i), int(played[i]), float(total[i]), int(length[i])))
             played[i] += 1
             total[i], length[i] = 0, 0
-    rows.sort(key=lambda row: (row["seed"], row["index"]))
-    mean, low, high = mean_interval([row["return"] for row in rows])
-    return EvalResult(mean, (low, high), rows)
+    return sorted(rows)
+
+
+def share_of(episodes: int, num_envs: int) -> NDArray[np.int64]:
+    """Return (N,) how many of the episodes each environment plays.
+
+    The numbers are fixed beforehand, so that short episodes are not preferred.
+    """
+    return (episodes + np.arange(num_envs)) // num_envs
+
+
+def summarize(rows: list[Played], seed: int) -> EvalResult:
+    """Return the mean, its interval and the episodes; environment i began with seed + i."""
+    mean, low, high = mean_interval([row.total for row in rows])
+    episodes = [
+        {"return": row.total, "length": row.length, "seed": seed + row.env, "index": row.number}
+        for row in rows
+    ]
+    return EvalResult(mean, (low, high), episodes)
+
+
+def evaluate(
+    agent: ActingAgent,
+    env: VectorEnv,
+    *,
+    episodes: int,
+    seed: int,
+    explore: bool,
+    device: str = "cpu",
+) -> EvalResult:
+    """Play `episodes` complete episodes from fresh memory.
+
+    Environment i starts with seed + i and plays (episodes + i) // num_envs of them, so that
+    short episodes are not preferred; these are the episodes that Stable-Baselines3's
+    `evaluate_policy` plays after `env.seed(seed)`.
+
+    Args:
+        agent: the policy.
+        env: at most `episodes` environments.
+        episodes: at least 1.
+        seed: of the environments.
+        explore: sample the actions, or take the mode.
+        device: where the agent lives.
+    """
+    wanted = share_of(episodes, env.num_envs)
+    rows = play_episodes(agent, env, wanted, seed=seed, explore=explore, device=device)
+    return summarize(rows, seed)
 
 
 def evaluate_run(
@@ -84,39 +187,21 @@ def evaluate_run(
     num_envs: int | None = None,
     seed: int | None = None,
     actions: str | None = None,
+    targets: tuple[float, ...] | None = None,
     checkpoint: int | None = None,
 ) -> EvalResult:
     """Evaluate a run's agent and write `eval.json`; None takes the run's own setting.
 
     Raises:
         CheckpointError: the checkpoint does not exist or cannot be read.
+        ConfigError: targets for an agent that is not told a return.
         EnvError: the environment cannot be made.
     """
     from statewise.training.api import load
 
     trained = load(path, checkpoint=checkpoint)
-    config = trained.config
-    episodes = config.eval.episodes if episodes is None else episodes
-    actions = config.eval.actions if actions is None else actions
-    num_envs = min(config.eval.num_envs if num_envs is None else num_envs, episodes)
-    env = trained.make_eval_env(num_envs)
-    try:
-        result = evaluate(
-            trained.agent,
-            env,
-            episodes=episodes,
-            seed=trained.eval_seed if seed is None else seed,
-            explore=actions == "sample",
-            device=config.device,
-        )
-    finally:
-        env.close()
-    report = {
-        "env": config.env.id,
-        "preset": trained.preset,
-        "step": trained.step,
-        "actions": actions,
-        **result._asdict(),
-    }
-    write_json(RunDirectory.open(path).eval_path, report)
+    options = EvalOptions(episodes, num_envs, seed, actions, targets)
+    result, report = trained.evaluate(options)
+    head = {"env": trained.env_id, "preset": trained.preset, "step": trained.step}
+    write_json(RunDirectory.open(path).eval_path, head | report)
     return result

@@ -1,8 +1,8 @@
 """Metrics: one JSON object per line in metrics.jsonl, and the same scalars for TensorBoard.
 
 Names are `group/name`, Stable-Baselines3's where it has one. The step axis is environment
-steps. A resumed run drops what was written after its checkpoint, in both places, so that no
-step appears twice.
+steps, or updates of agents that learn from data. A resumed run drops what was written after its
+checkpoint, in both places, so that no step appears twice.
 """
 
 import json

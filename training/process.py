@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import torch
 
-from statewise.training.config import TrainConfig
+from statewise.training.config import RunConfig
 from statewise.training.seeding import Seeds
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_M_MMAP_THRESHOLD, _NEVER) and libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))
 
 
-def prepare_process(config: TrainConfig) -> None:
+def prepare_process(config: RunConfig) -> None:
     """Set torch's threads, the allocator, and the global generators third-party code may use."""
     keep_freed_memory()
     torch.set_num_threads(config.num_threads)

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 _WINDOW = 50  # updates over which the speed is measured
+_FAST = 10.0  # per second, shown without decimals
 
 
 def format_duration(seconds: float) -> str:
@@ -23,6 +24,8 @@ class Progress:
 
     Args:
         total_steps: where the run ends, at least 1.
+        unit: what is counted, "steps" of the environments or "updates".
+        quantity: what is shown beside, "return" or "loss".
         start_step: where this process begins, for a resumed run.
         console: where to show it; None shows nothing. On a terminal a bar, else one plain
             line at most every `every_s` seconds and one at the end.
@@ -33,13 +36,16 @@ class Progress:
         self,
         total_steps: int,
         *,
+        unit: str = "steps",
+        quantity: str = "return",
         start_step: int = 0,
         console: Console | None = None,
         every_s: float = 30.0,
     ) -> None:
         self._total, self._step = total_steps, start_step
+        self._unit, self._quantity = unit, quantity
         self._every_s = every_s
-        self._return: float | None = None
+        self._value: float | None = None
         # (time, step) of the latest updates: the speed of now, not that of the first compile.
         self._history = deque([(time.monotonic(), start_step)], maxlen=_WINDOW)
         self._shown_s = time.monotonic()
@@ -49,33 +55,34 @@ class Progress:
         if self._bar is not None:
             self._task = self._bar.add_task("", total=total_steps, completed=start_step, text="")
 
-    def update(self, step: int, episode_return: float | None = None) -> None:
+    def update(self, step: int, value: float | None = None) -> None:
         """Show that the run is at `step`.
 
         Args:
-            step: environment steps so far.
-            episode_return: mean return of the latest episodes; None keeps the one shown.
+            step: steps or updates so far.
+            value: mean return of the latest episodes, or the loss; None keeps the one shown.
         """
         now = time.monotonic()
         self._step = step
         self._history.append((now, step))
-        if episode_return is not None:
-            self._return = episode_return
+        if value is not None:
+            self._value = value
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=self.describe())
         elif now - self._shown_s >= self._every_s:
             self._print_line()
 
     def describe(self) -> str:
-        """Return the step, the return, the speed and the time left in one line."""
+        """Return the step, the value, the speed and the time left in one line."""
         (first_s, first_step), (last_s, last_step) = self._history[0], self._history[-1]
         speed = (last_step - first_step) / (last_s - first_s) if last_s > first_s else 0.0
-        parts = [f"{self._step:,} / {self._total:,} steps"]
-        if self._return is not None:
-            parts.append(f"return {self._return:.3g}")
+        parts = [f"{self._step:,} / {self._total:,} {self._unit}"]
+        if self._value is not None:
+            parts.append(f"{self._quantity} {self._value:.3g}")
         if speed > 0:
             left_s = max(0, self._total - self._step) / speed
-            parts += [f"{speed:,.0f} steps/s", f"{format_duration(left_s)} left"]
+            shown = f"{speed:,.0f}" if speed >= _FAST else f"{speed:.2g}"
+            parts += [f"{shown} {self._unit}/s", f"{format_duration(left_s)} left"]
         return "  ".join(parts)
 
     def __enter__(self) -> "Progress":

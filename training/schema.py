@@ -17,6 +17,19 @@ class ConfigError(ValueError):
     """A preset, a configuration file or an override is not what it should be."""
 
 
+def check_at_least(low: int, **values: int) -> None:
+    """Raise ValueError for the first value below `low`."""
+    for name, value in values.items():
+        if value < low:
+            raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError unless this is the name of a device."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"device: expected cpu, cuda or cuda:N, got {device!r}")
+
+
 def reached(cls: type) -> Iterator[type[Any]]:
     """Yield a dataclass and every dataclass among the types of its fields, at any depth."""
     yield cls

@@ -9,7 +9,7 @@ class Seeds:
     """Independent streams, one per name, that depend on nothing but (root, name).
 
     A stream does not change when other names are used, in whatever order. The names in use
-    are env, policy, init and eval.
+    are env, policy, init, eval and data.
 
     Args:
         root: the seed of the run, >= 0.

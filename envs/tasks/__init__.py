@@ -6,6 +6,9 @@ TASKS = {
     "statewise/MemoryChain-v0": "statewise.envs.tasks.memory_chain:MemoryChain",
     "statewise/TMaze-v0": "statewise.envs.tasks.t_maze:TMaze",
     "statewise/RepeatPrevious-v0": "statewise.envs.tasks.repeat_previous:RepeatPrevious",
+    "statewise/RtgDial-v0": "statewise.envs.tasks.rtg_dial:RtgDial",
+    "statewise/DelayedCue-v0": "statewise.envs.tasks.delayed_cue:DelayedCue",
+    "statewise/DoubleIntegrator-v0": "statewise.envs.tasks.double_integrator:DoubleIntegrator",
 }
 """Id -> the single environment; the vector environment beside it has `Vector` added."""
 

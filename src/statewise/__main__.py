@@ -54,13 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _user_errors() -> tuple[type[Exception], ...]:
     """Return what a user can cause; imported only after something was raised."""
     from statewise.agents.recurrent_ppo import NonFiniteLossError
+    from statewise.data.errors import DatasetError
     from statewise.envs.protocol import EnvError
     from statewise.kernels.dispatch import BackendError
     from statewise.training.checkpoint import CheckpointError
     from statewise.training.run import RunError
     from statewise.training.schema import ConfigError
 
-    return (ConfigError, EnvError, CheckpointError, BackendError, RunError, NonFiniteLossError)
+    return (
+        *(ConfigError, DatasetError, EnvError, CheckpointError, BackendError, RunError),
+        NonFiniteLossError,
+    )
 
 
 def _fail(message: str) -> int:

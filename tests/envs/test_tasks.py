@@ -74,6 +74,8 @@ def test_observations_lie_in_the_declared_space(
     assert all(env.observation_space.contains(obs) for obs in history)
 
 
+# advice about the range of actions; some tasks have units
+@pytest.mark.filterwarnings("ignore:.*symmetric and normalized space:UserWarning")
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_gymnasium_accepts_the_registered_environments(name: str) -> None:
     tasks.register()

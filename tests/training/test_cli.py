@@ -205,6 +205,21 @@ def test_the_default_run_directory_is_the_first_free_number(tmp_path: Path) -> N
     assert cli.default_run("my/own.yaml", tmp_path) == tmp_path / "own-1"
 
 
+def test_data_are_laid_over_the_settings(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", "dt/pendulum", "--data", "a.hdf5", "b", "--seed", "3"]
+    assert program.main(argv) == 0
+    [(config, path, command)] = recorder.calls
+    assert (config.data.paths, config.seed, path) == (
+        ("a.hdf5", "b"),
+        3,
+        Path("runs/dt-pendulum-1"),
+    )
+    assert command == ["statewise", *argv]
+    assert capsys.readouterr().out == "runs/dt-pendulum-1\n"
+
+
 def test_train_without_a_run_uses_the_default_one(recorder: Recorder) -> None:
     assert program.main(["train", "ppo/cartpole"]) == 0
     assert recorder.calls[0][1] == Path("runs/ppo-cartpole-1")
@@ -231,6 +246,9 @@ def test_resume_passes_the_run_and_the_overrides_on(recorder: Recorder) -> None:
         (["ppo/cartpole", "extra"], "override: expected --name value, got 'extra'"),
         (["ppo/cartpole", "--resume", "a"], "train: expected --resume RUN alone, got a preset"),
         (["--resume", "a", "--run", "b"], "train: expected --resume RUN alone, got --run"),
+        (["--resume", "a", "--data", "b"], "train: expected --resume RUN alone, got --data"),
+        (["ppo/cartpole", "--data", "a"], "data: expected none for ppo, which learns in its"),
+        (["dt/pendulum", "--data"], "train: argument --data: expected at least one argument"),
         (["ppo/cartpole", "--run"], "train: argument --run: expected one argument"),
     ],
 )
@@ -263,11 +281,12 @@ def test_eval_passes_its_options_on(
         return evaluate.EvalResult(0.5, (0.25, 0.75), [{"return": 0.5}] * 7)
 
     monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
-    words = "--episodes 7 --num-envs 2 --seed 0 --actions sample --checkpoint 64"
+    words = "--episodes 7 --num-envs 2 --seed 0 --actions sample --targets -9 2.5 --checkpoint 64"
     assert program.main(["eval", "runs/a", *words.split()]) == 0
     assert program.main(["eval", "runs/a"]) == 0
-    unset = dict.fromkeys(["episodes", "num_envs", "seed", "actions", "checkpoint"])
+    unset = dict.fromkeys(["episodes", "num_envs", "seed", "actions", "targets", "checkpoint"])
     given = {"episodes": 7, "num_envs": 2, "seed": 0, "actions": "sample", "checkpoint": 64}
+    given["targets"] = (-9.0, 2.5)
     assert calls == [(Path("runs/a"), given), (Path("runs/a"), unset)]
     assert "return 0.5, 95 % interval 0.25 to 0.75, 7 episodes" in capsys.readouterr().out
 
@@ -280,6 +299,7 @@ def test_eval_passes_its_options_on(
         (["eval", "a", "--seed", "-1"], "expected an integer of at least 0, got '-1'"),
         (["eval", "a", "--actions", "best"], "invalid choice: 'best'"),
         (["eval", "a", "--episode", "3"], "unrecognized arguments: --episode 3"),
+        (["eval", "a", "--targets", "high"], "argument --targets: invalid float value: 'high'"),
         (["plot"], "required: RUN"),
         (["list", "layer"], "invalid choice: 'layer'"),
         (["doctor", "now"], "unrecognized arguments: now"),

@@ -1,0 +1,155 @@
+"""AdamW with warm-up, a schedule and clipping, whose moments are saved by parameter name."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from statewise.agents.recurrent_ppo import NonFiniteLossError
+from statewise.ssm.groups import parameter_groups
+
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How a network learns; see `Optimizer`."""
+
+    learning_rate: float  # > 0
+    weight_decay: float = 0.0  # >= 0, of matrices that are not a layer's dynamics
+    ssm_lr_factor: float = 1.0  # > 0, learning rate of state-space parameters, relative
+    max_grad_norm: float  # > 0, joint
+    schedule: Schedule = "constant"
+    warmup_updates: int = 0  # >= 0
+    total_updates: int  # >= 1, where the cosine reaches 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "ssm_lr_factor", "max_grad_norm", "total_updates"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_updates"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+
+def rate_factor(update: int, settings: OptimizerSettings) -> float:
+    """Return the share in [0, 1] of the learning rate at an update, counted from 0.
+
+    min(1, (update + 1) / warm-up), times (1 + cos(pi update / total)) / 2 for "cosine".
+    """
+    factor = min(1.0, (update + 1) / max(1, settings.warmup_updates))
+    if settings.schedule == "cosine":
+        done = min(1.0, update / settings.total_updates)
+        factor *= (1.0 + math.cos(math.pi * done)) / 2
+    return factor
+
+
+def load_weights(module: nn.Module, given: dict[str, Tensor]) -> None:
+    """Load weights and buffers.
+
+    Raises:
+        ValueError: names or shapes differ; one line that names the first difference.
+    """
+    own = module.state_dict()
+    for key in sorted(own.keys() | given.keys()):
+        a, b = own.get(key), given.get(key)
+        if a is None or b is None or a.shape != b.shape:
+            want = "nothing" if a is None else tuple(a.shape)
+            got = "nothing" if b is None else tuple(b.shape)
+            raise ValueError(f"weights do not fit: {key}: expected {want}, got {got}")
+    module.load_state_dict(given)
+
+
+class Optimizer:
+    """Takes the gradient steps of a module's trainable parameters.
+
+    The torch optimiser is made at the first step: torch takes seconds to import it, and acting
+    needs none.
+
+    Args:
+        module: what learns.
+        settings: how.
+    """
+
+    def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
+        self.module = module
+        self.settings = settings
+        self._adam: torch.optim.AdamW | None = None
+        self._moments: dict[str, Any] = {}
+
+    def _made(self) -> torch.optim.AdamW:
+        if self._adam is None:
+            groups = parameter_groups(
+                self.module,
+                learning_rate=self.settings.learning_rate,
+                weight_decay=self.settings.weight_decay,
+                ssm_factor=self.settings.ssm_lr_factor,
+            )
+            self._adam = torch.optim.AdamW(groups, fused=True)
+            names, kept = self._names(self._adam), self._moments
+            moments = {i: kept[name] for i, name in enumerate(names) if name in kept}
+            groups = self._adam.state_dict()["param_groups"]
+            self._adam.load_state_dict({"state": moments, "param_groups": groups})
+        return self._adam
+
+    def _names(self, adam: torch.optim.AdamW) -> list[str]:
+        """Return the parameters of an optimiser by name, in its order."""
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        return [names[p] for group in adam.param_groups for p in group["params"]]
+
+    def step(self, losses: dict[str, Tensor], total: Tensor, update: int) -> dict[str, float]:
+        """Differentiate `total` and move the parameters.
+
+        Args:
+            losses: the terms of `total` by name, for the error.
+            total: scalar.
+            update: number of this step, from 0.
+
+        Returns:
+            `grad_norm` before clipping and `learning_rate`.
+
+        Raises:
+            NonFiniteLossError: the gradient is not finite; no parameter was changed.
+        """
+        adam = self._made()
+        rate = self.settings.learning_rate * rate_factor(update, self.settings)
+        for group in adam.param_groups:
+            group["lr"] = rate * group["lr_factor"]
+        adam.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.max_grad_norm)
+        if not bool(norm.isfinite()):
+            bad = [name for name, loss in losses.items() if not bool(loss.isfinite())]
+            raise NonFiniteLossError(
+                f"expected a finite update, got {', '.join(bad) or 'a gradient norm'} = NaN or "
+                f"infinity after {update} updates: lower agent.learning_rate or look at the "
+                "data; the last checkpoint is intact"
+            )
+        adam.step()
+        return {"grad_norm": float(norm), "learning_rate": rate}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the moments by name of their parameter; empty before the first step."""
+        if self._adam is None:
+            return self._moments
+        entries = self._adam.state_dict()["state"]
+        names = self._names(self._adam)
+        return {names[i]: dict(entry) for i, entry in entries.items()}
+
+    def load_state_dict(self, moments: dict[str, Any]) -> None:
+        """Restore moments.
+
+        Raises:
+            ValueError: one belongs to no parameter.
+        """
+        trained = {name for name, p in self.module.named_parameters() if p.requires_grad}
+        if odd := sorted(moments.keys() - trained):
+            raise ValueError(f"moments do not fit: expected names of parameters, got {odd[0]!r}")
+        # AdamW keeps the tensors it is given and writes into them.
+        self._adam = None
+        self._moments = {
+            parameter: {name: value.clone() for name, value in entry.items()}
+            for parameter, entry in moments.items()
+        }

@@ -1,0 +1,150 @@
+"""What every training loop does around its iterations: log, checkpoint, stop and go on."""
+
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from statewise.training.checkpoint import save_checkpoint
+from statewise.training.log import MetricLogger
+from statewise.training.progress import Progress
+from statewise.training.run import RunDirectory
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was interrupted and has saved a checkpoint."""
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that it never hits a half-done update."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of nested named tuples and dictionaries, by dotted path."""
+    if isinstance(tree, Tensor):
+        yield prefix, tree
+        return
+    entries = tree if isinstance(tree, Mapping) else tree._asdict()
+    for name, entry in entries.items():
+        yield from named_tensors(entry, f"{prefix}.{name}".lstrip("."))
+
+
+class Loop(ABC):
+    """One training, in a run directory or (`run` None) only in memory.
+
+    Args:
+        run: where it is written down.
+        config_text: the settings, for checkpoints.
+        end: where training ends, at least 1, in the loop's unit.
+        every: distance of two checkpoints, at least 1, in the same unit.
+        keep: newest checkpoints kept, at least 1.
+    """
+
+    unit: str
+    """What `steps` counts: "steps" of the environments or "updates"."""
+    quantity: str
+    """What the progress shows."""
+
+    def __init__(
+        self, run: RunDirectory | None, *, config_text: str, end: int, every: int, keep: int
+    ):
+        self.run, self.end = run, end
+        self.steps = 0
+        self.logger: MetricLogger | None = None
+        self._config_text, self._every, self._keep = config_text, every, keep
+
+    @abstractmethod
+    def iterate(self) -> dict[str, float]:
+        """Do the smallest part of the training that can be saved; return its metrics."""
+
+    @abstractmethod
+    def shown(self, metrics: dict[str, float]) -> float | None:
+        """Return what the progress shows of an iteration, None for what it showed before."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Do what a new training begins with."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that going on needs, beside `steps` and the log."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, except the agent, which comes restored."""
+
+    def start(self) -> None:
+        """Begin a new run, with a checkpoint so that it can be resumed at any moment."""
+        if self.run is not None:
+            self.logger = MetricLogger(self.run)
+        self.begin()
+        self.save()
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint, with the agent that was restored from it."""
+        assert self.run is not None
+        self.load_state_dict(state)
+        self.steps = state["steps"]
+        self.logger = MetricLogger.resume(self.run, state["logger"])
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self.run is None or self.logger is None:
+            return
+        state = self.state_dict() | {"logger": self.logger.state_dict(), "steps": self.steps}
+        folder = self.run.checkpoints_dir
+        save_checkpoint(folder, self.steps, state, self._config_text, self._keep)
+
+    def train(self, progress: Progress) -> None:
+        """Run to the end.
+
+        Raises:
+            Stopped: Ctrl-C; a checkpoint was saved.
+            NonFiniteLossError: the batch is in `bad_batch.safetensors` of the run.
+        """
+        with interruptible() as interrupted:
+            while self.steps < self.end and not interrupted.is_set():
+                before = self.steps
+                metrics = self.iterate()
+                progress.update(self.steps, self.shown(metrics))
+                if self.steps // self._every > before // self._every and self.steps < self.end:
+                    self.save()
+            self.save()
+        if interrupted.is_set() and self.steps < self.end:
+            raise Stopped(self._how_to_go_on())
+
+    def close(self) -> None:
+        """Close the log; a second call does nothing."""
+        if self.logger is not None:
+            self.logger.close()
+
+    def keep_batch(self, batch: Any) -> None:
+        """Write a batch whose loss is not finite where it can be looked at."""
+        if self.run is not None:
+            arrays = {name: x.contiguous() for name, x in named_tensors(batch)}
+            save_file(arrays, self.run.path / "bad_batch.safetensors")
+
+    def _how_to_go_on(self) -> str:
+        where = "" if self.run is None else f", saved: statewise train --resume {self.run.path}"
+        return f"stopped at {self.steps} {self.unit}{where}"

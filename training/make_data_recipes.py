@@ -1,0 +1,182 @@
+"""What `statewise data make` knows by name: environments with budgets, and the analytic sets."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+from statewise.data import EpisodeDataset, toys
+from statewise.training.schema import ConfigError, nearest
+
+Algorithm = Literal["sac", "td3"]
+
+LEVELS = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeConfig:
+    """How a policy is trained and what is recorded of it.
+
+    Raises:
+        ConfigError: a field is out of its range.
+    """
+
+    env_id: str  # one Box of numbers as observation, bounded Box actions, a time limit
+    steps: int  # of training, > learning_starts
+    learning_starts: int  # uniform random actions before the first gradient step, >= 1
+    eval_every: int  # steps between two evaluations, each of which saves everything, >= 1
+    episodes: int = 100  # of each level that is played, >= 1
+    seed: int = 0  # root of all random streams, >= 0
+    algorithm: Algorithm = "sac"
+    eval_episodes: int = 10  # per evaluation, without exploration, >= 1
+    reference_episodes: int = 100  # for ref_min and ref_max, >= 1
+    hidden: tuple[int, ...] = (256, 256)  # widths of actor and critics, each >= 1
+    batch_size: int = 256  # transitions per gradient step, >= 1
+    learning_rate: float = 3e-4  # > 0
+
+    def __post_init__(self) -> None:
+        names = ("learning_starts", "eval_every", "episodes", "eval_episodes")
+        for name in (*names, "reference_episodes", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.steps <= self.learning_starts:
+            raise ConfigError(
+                f"steps: expected more than the {self.learning_starts} random ones before"
+                f" learning, got {self.steps}"
+            )
+        if self.algorithm not in get_args(Algorithm):
+            allowed = " or ".join(get_args(Algorithm))
+            raise ConfigError(f"algorithm: expected {allowed}, got {self.algorithm!r}")
+        if self.seed < 0 or self.learning_rate <= 0 or min(self.hidden, default=1) < 1:
+            raise ConfigError(
+                "expected seed >= 0, learning_rate > 0 and hidden >= 1,"
+                f" got {self.seed}, {self.learning_rate} and {self.hidden}"
+            )
+
+
+class Toy(NamedTuple):
+    """An analytic data set: its levels, each made by a number of episodes and a seed."""
+
+    env_id: str
+    levels: dict[str, Callable[..., EpisodeDataset]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """Which analytic data set is made."""
+
+    toy: str  # key of `TOYS`
+    episodes: int | None = None  # per level, >= 1; None: as many as the set has by itself
+    seed: int = 0  # >= 0
+
+    def make(self, level: str) -> EpisodeDataset:
+        """Return the data set of a level."""
+        build = TOYS[self.toy].levels[level]
+        arguments = () if self.episodes is None else (self.episodes,)
+        return build(*arguments, seed=self.seed)
+
+
+TOYS: dict[str, Toy] = {
+    "rtg-dial": Toy("statewise/RtgDial-v0", {"mixed": toys.rtg_dial}),
+    "delayed-cue": Toy("statewise/DelayedCue-v0", {"expert": toys.delayed_cue}),
+    "double-integrator": Toy(
+        "statewise/DoubleIntegrator-v0",
+        {
+            "random": partial(toys.double_integrator, random_share=1.0),
+            "medium": partial(toys.double_integrator, random_share=0.5),
+            "expert": toys.double_integrator,
+        },
+    ),
+}
+
+_MUJOCO: dict[str, Any] = {
+    "steps": 1_000_000,
+    "learning_starts": 10_000,
+    "eval_every": 5_000,
+    "episodes": 1000,
+}
+RECIPES: dict[str, MakeConfig] = {
+    # The score rises from 20 to 60 within 300 steps: evaluated often, so that there is a medium.
+    "pendulum": MakeConfig(env_id="Pendulum-v1", steps=12000, learning_starts=1000, eval_every=100),
+    "hopper": MakeConfig(env_id="Hopper-v5", **_MUJOCO),
+    "halfcheetah": MakeConfig(env_id="HalfCheetah-v5", **_MUJOCO),
+    "walker2d": MakeConfig(env_id="Walker2d-v5", **_MUJOCO),
+}
+
+# Of an environment without a budget of its own.
+_WARM_UP_SHARE, _MOST_WARM_UP, _EVALUATIONS = 10, 10_000, 40
+
+
+def short_name(name: str) -> str:
+    """Return the name of an environment's folder: "pendulum", "reacher-v5"."""
+    ids = {config.env_id: key for key, config in RECIPES.items()}
+    ids |= {toy.env_id: key for key, toy in TOYS.items()}
+    return ids.get(name, name.replace(":", "/").rpartition("/")[2].lower())
+
+
+def find_recipe(
+    name: str,
+    *,
+    steps: int | None = None,
+    algorithm: Algorithm | None = None,
+    episodes: int | None = None,
+    seed: int = 0,
+) -> MakeConfig | ToyConfig:
+    """Return the settings for a short name or the id of an environment.
+
+    Args:
+        name: key of `RECIPES` or `TOYS`, or an id of gymnasium.
+        steps: of training; None is the budget of the name.
+        algorithm: None is "sac".
+        episodes: of each level; None is the number of the name.
+        seed: root of all random streams.
+
+    Raises:
+        ConfigError: an id without `steps`, or a setting that has no effect.
+    """
+    key = short_name(name)
+    if key in TOYS:
+        given = {"--steps": steps, "--algorithm": algorithm}
+        for option, value in given.items():
+            if value is not None:
+                raise ConfigError(
+                    f"data make: expected no {option} for {key}, got {value}: nothing is trained"
+                )
+        return ToyConfig(toy=key, episodes=episodes, seed=seed)
+    changes: dict[str, Any] = {"steps": steps, "algorithm": algorithm, "episodes": episodes}
+    changes = {field: value for field, value in changes.items() if value is not None}
+    if key in RECIPES:
+        return replace(RECIPES[key], **changes, seed=seed)
+    if steps is None:
+        hint = nearest(name, [*RECIPES, *TOYS]) or ": pass --steps N"
+        problem = f"expected --steps for {name}, which has no budget of its own, got none"
+        raise ConfigError(f"data make: {problem}{hint}")
+    return MakeConfig(
+        env_id=name,
+        learning_starts=min(_MOST_WARM_UP, max(1, steps // _WARM_UP_SHARE)),
+        eval_every=max(1, steps // _EVALUATIONS),
+        seed=seed,
+        **changes,
+    )
+
+
+def level_names(config: MakeConfig | ToyConfig) -> tuple[str, ...]:
+    """Return the levels that can be made."""
+    return LEVELS if isinstance(config, MakeConfig) else tuple(TOYS[config.toy].levels)
+
+
+def check_levels(config: MakeConfig | ToyConfig, levels: tuple[str, ...]) -> None:
+    """Raise ConfigError unless all of these levels can be made."""
+    known = level_names(config)
+    for level in levels:
+        if level not in known:
+            problem = f"expected levels among {', '.join(known)}, got {level!r}"
+            raise ConfigError(f"data make: {problem}{nearest(level, known)}")
+
+
+def settings_of(config: MakeConfig | ToyConfig) -> dict[str, Any]:
+    """Return the fields as JSON has them."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(config).items()
+    }

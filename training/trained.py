@@ -1,0 +1,177 @@
+"""An agent that learns in its environment, with its configuration."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from statewise.agents.build import AGENTS
+from statewise.agents.recurrent_ppo import EncoderFactory, RecurrentPPO
+from statewise.envs.build import make_env, make_single, wrap_single
+from statewise.envs.protocol import VectorEnv
+from statewise.training.config import ConfigError, TrainConfig
+from statewise.training.evaluate import EvalOptions, EvalResult, evaluate
+from statewise.training.online import OnlineTraining
+from statewise.training.playing import EnvFactory, PlayingAgent, find_device
+from statewise.training.process import prepare_process
+from statewise.training.progress import Progress
+from statewise.training.run import RunDirectory, build_manifest
+from statewise.training.seeding import Seeds
+
+
+class TrainedAgent(PlayingAgent):
+    """An agent that learns in its environment.
+
+    Args:
+        config: the run's settings.
+        env: makes one environment, for tasks that are not registered; None uses config.env.id.
+        encoder: see `RecurrentPPO`; must be given again at `load`.
+        preset: the name the settings came from.
+    """
+
+    config: TrainConfig
+    goes_on_with, unit = "learn(total_timesteps)", OnlineTraining.unit
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        env: EnvFactory | None = None,
+        encoder: EncoderFactory | None = None,
+        preset: str = "",
+    ):
+        self.config, self.preset, self.env_id = config, preset, config.env.id
+        self._factory = env
+        seeds = Seeds(config.seed)
+        self.eval_seed = seeds.integer("eval")
+        single = self.make_env()
+        assert isinstance(single.observation_space, spaces.Dict)
+        self.obs_space = single.observation_space
+        self.action_space = single.action_space
+        single.close()
+        self.agent: RecurrentPPO = AGENTS[config.system].make(
+            config.agent,
+            self.obs_space,
+            self.action_space,
+            total_steps=config.total_steps,
+            seed=seeds.integer("policy"),
+            device=find_device(config.device),
+            encoder=encoder,
+        )
+
+    @classmethod
+    def opened(cls, config: TrainConfig, run: RunDirectory, **makers: Any) -> "TrainedAgent":
+        """Return the agent of a run before its weights are restored; see the class."""
+        return cls(config, preset=run.read_preset(), **makers)
+
+    @property
+    def step(self) -> int:
+        """Environment steps the agent has learned from."""
+        return self.agent.steps_seen
+
+    def make_env(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+        """Return one environment of the run, wrapped for `predict`; kwargs go to its maker."""
+        return make_single(self.config.env, self._factory, **kwargs)
+
+    def make_vector_env(self, num_envs: int) -> VectorEnv:
+        """Return the run's environments for loops."""
+        config = dataclasses.replace(self.config.env, num_envs=num_envs)
+        return make_env(config, self._factory)
+
+    def make_eval_env(self, num_envs: int) -> VectorEnv:
+        """Return the run's environments for evaluation: each on a seed of its own."""
+        config = dataclasses.replace(self.config.env, num_envs=num_envs)
+        if config.vectorization != "async":
+            # A vector environment of its own kind may draw all episodes from one generator.
+            config = dataclasses.replace(config, vectorization="sync")
+        return make_env(config, self._factory)
+
+    def wrap(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+        """Return `env` in the form the agent expects: flat observations, and its own inputs."""
+        return wrap_single(env, self.config.env.inputs)
+
+    def evaluate(self, options: EvalOptions) -> tuple[EvalResult, dict[str, Any]]:
+        """Play complete episodes; return what they gave, and the same for eval.json.
+
+        Raises:
+            ConfigError: targets are given.
+        """
+        if options.targets is not None:
+            raise ConfigError(
+                f"eval: expected no targets for {self.config.system}, which is not told a return, "
+                f"got {list(options.targets)}"
+            )
+        config = self.config.eval
+        episodes = options.episodes or config.episodes
+        actions = options.actions or config.actions
+        env = self.make_eval_env(min(options.num_envs or config.num_envs, episodes))
+        try:
+            result = evaluate(
+                self.agent,
+                env,
+                episodes=episodes,
+                seed=self.eval_seed if options.seed is None else options.seed,
+                explore=actions == "sample",
+                device=self.config.device,
+            )
+        finally:
+            env.close()
+        return result, {"actions": actions, **result.as_json()}
+
+    def manifest(self, command: Sequence[str], source: VectorEnv | None = None) -> dict[str, Any]:
+        """Describe a run of this agent in the environments `source`."""
+        resume = "episode" if source is None else source.resume
+        return build_manifest(command, self.config.seed, self.config.device, resume)
+
+    @contextmanager
+    def source(self) -> Iterator[VectorEnv]:
+        """Return the environments of a run, closed afterwards."""
+        env = self.make_vector_env(self.config.env.num_envs)
+        try:
+            yield env
+        finally:
+            env.close()
+
+    def loop(self, source: VectorEnv, run: RunDirectory) -> OnlineTraining:
+        """Return the training of a run."""
+        return OnlineTraining(self.config, self.agent, source, run)
+
+    def learn(self, total_timesteps: int) -> "TrainedAgent":
+        """Train for `total_timesteps` more environment steps, in memory, and return the agent."""
+        config = dataclasses.replace(self.config, total_steps=total_timesteps)
+        prepare_process(config)
+        self.agent.total_steps = self.agent.steps_seen + total_timesteps
+        with self.source() as env:
+            training = OnlineTraining(config, self.agent, env, None)
+            training.start()
+            with Progress(total_timesteps, console=None) as progress:
+                training.train(progress)
+        return self
+
+    def export(self, path: str | Path, *, batch_size: int = 1) -> Path:
+        """Write the greedy policy as one program of `torch.export`; see `agents.export`.
+
+        Args:
+            path: the file, ending in .pt2; an older one is replaced.
+            batch_size: how many environments a call takes, fixed in the program.
+
+        Raises:
+            ConfigError: another ending.
+        """
+        from statewise.agents.export import export_policy
+
+        path = Path(path)
+        if path.suffix != ".pt2":
+            raise ConfigError(f"export: expected a file that ends in .pt2, got {path}")
+        obs = {
+            key: torch.as_tensor(np.asarray(space.sample()))
+            for key, space in self.obs_space.spaces.items()
+        }
+        export_policy(self.agent.network, obs, path, batch_size=batch_size)
+        return path
