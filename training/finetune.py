@@ -36,7 +36,12 @@ class Method(Protocol):
 
     @property
     def quiet_steps(self) -> int:
-        """Environment steps at first in which the agent acts without noise."""
+        """Environment steps at first in which the agent acts as it came."""
+        ...
+
+    @property
+    def quiet_noise(self) -> float:
+        """Deviation of the exploration noise in them, >= 0."""
         ...
 
     def add(self, episode: PlayedEpisode) -> None:
@@ -168,7 +173,10 @@ class FinetuneTraining(Loop):
     def iterate(self) -> dict[str, float]:
         """Play `train_every` steps, train, log and evaluate where it is time."""
         config = self.config
-        deviation = noise_at(self.steps, self.method.quiet_steps, config)
+        method = self.method
+        deviation = noise_at(self.steps, method.quiet_steps, config)
+        if self.steps < method.quiet_steps:
+            deviation = method.quiet_noise
         before = self.steps
         rows = config.train_every // config.num_envs
         num_steps, episodes = self.player.play(rows, deviation)

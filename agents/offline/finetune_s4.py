@@ -10,8 +10,8 @@ that sees no memory; X' and C' are slow copies of both. With rows of `hidden_rep
     actor    - mean C(s_t, X(s_t, a_{t-1}, R_t, h_t), R_t)         h_t a constant: one step
 
 where R is divided by the agent's `return_scale` and r by `reward_scale`. A time limit does not end
-the value. At first the critic learns alone, from an actor that stays as it is and acts without
-noise. A, B and dt of the layers stay as they are throughout, for they govern the stored states.
+the value. At first the critic learns alone, from an actor that stays as it is. A, B and dt of the
+layers stay as they are throughout, for they govern the stored states.
 
 The critic ("cat_exp_rtg"), with x = [s, a, R] and W the factor `critic_width`:
 
@@ -21,6 +21,9 @@ The critic ("cat_exp_rtg"), with x = [s, a, R] and W the factor `critic_width`:
 
 "cat_exp" has no R and no [x, x, ...]. R is what was got from t on, so that with it gamma = 1
 makes C = R a fixed point whatever the action: the advice of the critic then fades.
+
+Deviations: `critic_only_noise` explores in the critic's own phase, where the paper's actor acts
+without noise. What a critic says about actions that were never tried is a guess.
 """
 
 import copy
@@ -72,6 +75,7 @@ class ActorCriticConfig:
     target_every: int = 1  # >= 1 updates between two moves of X' and C'
     actor_every: int = 1  # >= 1 updates of the critic for one of the actor
     critic_only_steps: int = 25_000  # >= 0 environment steps in which the actor stays as it is
+    critic_only_noise: float = 0.0  # >= 0, deviation of the action code in them
     critic_only_factor: int = 10  # >= 1, times as many updates in them
     freeze: FreezeOnline = "dynamics"  # dynamics: A, B, dt; inputs: all before the first layer
     replay_size: int = 60_000  # >= 2 rows
@@ -83,7 +87,12 @@ class ActorCriticConfig:
         for name in ("actor_lr", "critic_lr", "max_grad_norm", "replay_gib"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        for name in ("critic_decay", "critic_only_steps", "refresh_hidden_every"):
+        for name in (
+            "critic_decay",
+            "critic_only_steps",
+            "critic_only_noise",
+            "refresh_hidden_every",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         names = ("batch_size", "critic_width", "target_every", "actor_every", "critic_only_factor")
@@ -233,8 +242,13 @@ class ActorCritic:
 
     @property
     def quiet_steps(self) -> int:
-        """Environment steps at first in which the agent acts without noise."""
+        """Environment steps at first in which the agent acts as it came."""
         return self.config.critic_only_steps
+
+    @property
+    def quiet_noise(self) -> float:
+        """Deviation of the exploration noise in them."""
+        return self.config.critic_only_noise
 
     def _optimizer(self, module: nn.Module, rate: float, decay: float) -> Optimizer:
         settings = OptimizerSettings(

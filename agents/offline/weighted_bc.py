@@ -79,7 +79,7 @@ class WeightedBC:
         seed: of the batches.
     """
 
-    quiet_steps = 0
+    quiet_steps, quiet_noise = 0, 0.0
     """The agent explores from the beginning."""
 
     def __init__(

@@ -85,6 +85,10 @@ def test_the_claims_are_those_of_the_package() -> None:
         (lambda c: c.update(arms=c["arms"] * 2), "arms: expected different names"),
         (lambda c: c["arms"][0].update(name="a/b"), "arms.0.name: expected letters"),
         (lambda c: c["arms"][0].update(preset="ppo/nothing"), "arms.0: preset: expected"),
+        (
+            lambda c: c["arms"][0].update(preset="bc/pendulum", overrides={}),
+            "arms.0: expected the preset of an agent that learns from its environment, got bc/pend",
+        ),
         (lambda c: c["arms"][0]["overrides"].update(totl=1), "arms.0: override: totl"),
         (lambda c: c["arms"][0]["overrides"].update(seed=1), "arms.0.overrides: expected no seed"),
         (lambda c: c["checks"][0].update(arm="lru"), "checks.0.arm: expected one of s5"),

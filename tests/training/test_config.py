@@ -219,7 +219,8 @@ def test_presets_of_other_schemas_are_not_listed() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_says_what_to_expect_and_how_long_it_takes(name: str) -> None:
     about = preset_about(name)
-    assert "return at least" in about
+    # What is learned from data depends on the data that are given.
+    assert "return at least" in about or "from data" in about
     assert "minute" in about
 
 

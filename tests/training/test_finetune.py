@@ -199,7 +199,7 @@ def test_what_is_asked_for_follows_what_is_got(source: Path) -> None:
 class Ignoring:
     """A method that learns nothing."""
 
-    quiet_steps = 0
+    quiet_steps, quiet_noise = 0, 0.0
 
     def add(self, episode: PlayedEpisode) -> None:
         pass
@@ -217,10 +217,12 @@ class Ignoring:
         pass
 
 
-def test_the_critics_own_phase_plays_without_noise_and_leaves_the_agent_alone(
-    source: Path,
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_the_critics_own_phase_has_its_own_noise_and_leaves_the_agent_alone(
+    source: Path, noise: float
 ) -> None:
-    config = settings(total_steps=40, actor_critic={"critic_only_steps": 50})
+    own_phase = {"critic_only_steps": 50, "critic_only_noise": noise}
+    config = settings(total_steps=40, actor_critic=own_phase)
     loop = training(source, config)
     before, quiet = weights(loop.agent), []
     play = loop.player.play
@@ -228,7 +230,7 @@ def test_the_critics_own_phase_plays_without_noise_and_leaves_the_agent_alone(
     loop.begin()
     while loop.steps < 40:
         loop.iterate()
-    assert set(quiet) == {0.0}
+    assert set(quiet) == {noise}
     assert isinstance(loop.method, ActorCritic)
     assert loop.method.critic_updates > 0
     for name, value in weights(loop.agent).items():
