@@ -33,6 +33,16 @@ def test_both_critics_count() -> None:
     assert twin_loss(q, target).item() == pytest.approx((1 + 4) / 2 + (0 + 1) / 2)
 
 
+def test_the_critics_are_two_networks() -> None:
+    critics, batch = made("td3bc").critics, random_batch()
+    with torch.no_grad():
+        q = critics(batch.obs, batch.action)
+        assert torch.equal(critics.first(batch.obs, batch.action), q[0])
+        critics.one[-1].bias += 1.0
+        moved = critics(batch.obs, batch.action) - q
+    assert torch.allclose(moved, torch.tensor([[1.0], [0.0]]).expand(2, 6), atol=1e-5)
+
+
 def test_targets_go_a_share_of_the_way() -> None:
     source = nn.Linear(1, 1)
     target = frozen_copy(source)
