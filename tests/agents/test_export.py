@@ -25,14 +25,15 @@ SPACES = {
 ALONE = """
 import sys, torch
 assert not any(name.startswith("statewise") for name in sys.modules)
-program = torch.export.load(sys.argv[1]).module()
-calls = torch.load(sys.argv[2], weights_only=True)
-state = calls["state"]
-actions = []
-for obs, reset in zip(calls["obs"], calls["reset"]):
-    action, state = program({"obs": obs}, state, reset)
-    actions.append(action)
-torch.save({"actions": torch.stack(actions), "state": state}, sys.argv[3])
+for folder in sys.argv[1:]:
+    program = torch.export.load(folder + "/policy.pt2").module()
+    calls = torch.load(folder + "/calls.pt", weights_only=True)
+    state = calls["state"]
+    actions = []
+    for obs, reset in zip(calls["obs"], calls["reset"]):
+        action, state = program({"obs": obs}, state, reset)
+        actions.append(action)
+    torch.save({"actions": torch.stack(actions), "state": state}, folder + "/answer.pt")
 """
 
 
@@ -72,21 +73,23 @@ def test_the_program_acts_as_the_agent_for_every_layer(kind, tmp_path):
     assert facts["state"].keys() == expected_state.keys()
 
 
-@pytest.mark.parametrize("name", list(SPACES))
-def test_another_process_runs_the_program_without_statewise(name, tmp_path):
-    agent = make_agent(make_config(), SPACES[name])
-    path, calls, answer = (tmp_path / n for n in ("policy.pt2", "calls.pt", "answer.pt"))
-    export_policy(agent.network, {"obs": torch.zeros(3)}, path, batch_size=NUM)
-    obs, reset = _calls()
-    torch.save({"obs": obs, "reset": reset, "state": agent.initial_state(NUM)}, calls)
-    subprocess.run(
-        [sys.executable, "-c", ALONE, *map(str, (path, calls, answer))], check=True, timeout=120
-    )
-    got = torch.load(answer, weights_only=True)
-    expected, expected_state = _play(agent, obs, reset)
-    assert_close(got["actions"], expected, torch.float32, len(obs))
-    for key, value in expected_state.items():
-        assert_close(got["state"][key], value, torch.float32, len(obs))
+def test_another_process_runs_the_program_without_statewise(tmp_path):
+    expected = {}
+    for name, space in SPACES.items():
+        folder = tmp_path / name
+        agent = make_agent(make_config(), space)
+        export_policy(agent.network, {"obs": torch.zeros(3)}, folder / "policy.pt2", batch_size=NUM)
+        obs, reset = _calls()
+        calls = {"obs": obs, "reset": reset, "state": agent.initial_state(NUM)}
+        torch.save(calls, folder / "calls.pt")
+        expected[folder] = _play(agent, obs, reset)
+    subprocess.run([sys.executable, "-c", ALONE, *map(str, expected)], check=True, timeout=120)
+    for folder, (actions, state) in expected.items():
+        got = torch.load(folder / "answer.pt", weights_only=True)
+        assert_close(got["actions"], actions, torch.float32, len(actions))
+        assert got["state"].keys() == state.keys()
+        for key, value in state.items():
+            assert_close(got["state"][key], value, torch.float32, len(actions))
 
 
 def test_nothing_half_written_stays_beside_the_file(tmp_path):

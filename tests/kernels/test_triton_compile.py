@@ -85,19 +85,26 @@ def test_many_lanes_are_read_16_bytes_at_a_time():
     assert all(int(row["ldg128"]) >= 16 for row in rows)
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_every_kernel_compiles_and_takes_no_more_than_reported(op, tmp_path):
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Compile every kernel once, all in one process; return the rows of the report."""
     pytest.importorskip("triton")
-    out = tmp_path / "report.csv"
+    out = tmp_path_factory.mktemp("compiled") / "report.csv"
     command = [sys.executable, str(ROOT / "scripts" / "triton_compile.py")]
-    command += ["--op", op, "--arch", "90", "--quick", "--out", str(out)]
+    command += ["--arch", "90", "--quick", "--out", str(out)]
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return _rows(out)
+
+
+@pytest.mark.xdist_group("compiled")
+@pytest.mark.parametrize("op", OPS)
+def test_every_kernel_compiles_and_takes_no_more_than_reported(op, compiled):
+    rows = [row for row in compiled if row["op"] == op]
     reported = {tuple(row[name] for name in KEY): row for row in _rows(REPORT)}
-    compiled = _rows(out)
-    assert {row["kernel"] for row in compiled} >= _kernels(op)
-    for row in compiled:
+    assert {row["kernel"] for row in rows} >= _kernels(op)
+    for row in rows:
         _assert_within_limits(row)
         before = reported[tuple(row[name] for name in KEY)]
         assert int(row["registers"]) <= SLACK * int(before["registers"]), (row, before)

@@ -82,14 +82,14 @@ def remember(steps: int, change: Callable[[Obs, Bools], tuple[Obs, Bools]] | Non
 
 
 def test_s5_remembers_a_bit_for_ten_steps() -> None:
-    assert remember(40_000) >= 0.9
+    assert remember(26_000) >= 0.9
 
 
 @pytest.mark.parametrize("change", [forgetting, blind], ids=["forgetting", "blind"])
 def test_without_memory_or_without_the_bit_there_is_nothing_to_learn(
     change: Callable[[Obs, Bools], tuple[Obs, Bools]],
 ) -> None:
-    assert abs(remember(15_000, change)) <= 0.3
+    assert abs(remember(8_000, change)) <= 0.3
 
 
 class Target(gymnasium.Env[Any, Any]):
@@ -118,7 +118,7 @@ def test_a_continuous_policy_hits_a_target_it_is_shown() -> None:
         sequence=SequenceConfig(num_layers=1, d_model=16),
         head_hidden=(32,),
     )
-    agent = RecurrentPPO(config, env.obs_space, env.action_space, total_steps=16_000, seed=0)
+    agent = RecurrentPPO(config, env.obs_space, env.action_space, total_steps=8_000, seed=0)
     before = evaluate(agent, env, episodes=64, seed=9, explore=False).return_mean
     assert before < -0.4  # the distance of a uniform target to 0: -2/3 on average
     collector = Collector(env, agent, 32)

@@ -40,8 +40,10 @@ TASKS: dict[str, dict[str, Any]] = {
 # Runs every command of a list in a child of its own, which kills itself, without any warning to
 # the program, at the n-th call of a function. One start of the interpreter serves all of them.
 RUNNER = """
-import json, os, signal, sys
-import popgym, torch
+import importlib, json, os, signal, sys
+for name in json.loads(sys.argv[2]):
+    importlib.import_module(name)
+import torch
 import torch._dynamo  # torch's optimisers import it when they are first made
 torch.set_num_threads(1)
 from statewise.__main__ import main
@@ -116,10 +118,15 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def run_jobs(jobs: list[tuple[list[str], tuple[str, int] | None]], folder: Path) -> list[int]:
-    """Run commands one after the other; return their exit codes, -9 where one was killed."""
+def run_jobs(
+    jobs: list[tuple[list[str], tuple[str, int] | None]], folder: Path, *imported: str
+) -> list[int]:
+    """Run commands one after the other; return their exit codes, -9 where one was killed.
+
+    The modules `imported` are so before the first of them.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", RUNNER, json.dumps(jobs)],
+        [sys.executable, "-c", RUNNER, json.dumps(jobs), json.dumps(imported)],
         cwd=folder,
         env=environment(),
         capture_output=True,
@@ -229,10 +236,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.append((["train", preset, "--run", f"{task}-killed"], first))
         jobs += [(["train", "--resume", f"{task}-killed"], kill) for kill in others]
         jobs.append((["train", preset, "--run", f"{task}-whole"], None))
-    assert run_jobs(jobs, folder) == ([-signal.SIGKILL] * 6 + [0, 0]) * len(TASKS)
+    assert run_jobs(jobs, folder, "popgym") == ([-signal.SIGKILL] * 6 + [0, 0]) * len(TASKS)
     return folder
 
 
+@pytest.mark.xdist_group("killed")
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_a_run_killed_again_and_again_ends_like_one_left_alone(task: str, killed: Path) -> None:
     assert_same_run(killed / f"{task}-killed", killed / f"{task}-whole")
@@ -241,6 +249,7 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(task: str, killed
     assert rows[-1]["step"] >= 700
 
 
+@pytest.mark.xdist_group("killed")
 def test_the_same_seed_in_another_process_gives_the_same_run(killed: Path, tmp_path: Path) -> None:
     preset = killed / "memory_chain.yaml"
     here = train_in_process(preset, tmp_path / "here")
