@@ -22,11 +22,14 @@ The critic ("cat_exp_rtg"), with x = [s, a, R] and W the factor `critic_width`:
 "cat_exp" has no R and no [x, x, ...]. R is what was got from t on, so that with it gamma = 1
 makes C = R a fixed point whatever the action: the advice of the critic then fades.
 
-Deviations: `critic_only_noise` explores in the critic's own phase, where the paper's actor acts
-without noise. What a critic says about actions that were never tried is a guess.
+Deviations, off by default: `critic_only_noise` explores in the critic's own phase, where the
+paper's actor acts without noise, for what a critic says about actions that were never tried is a
+guess; with several critics the target takes the smallest, which keeps guesses from feeding on
+themselves (Fujimoto et al. 2018, "Addressing Function Approximation Error").
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +74,7 @@ class ActorCriticConfig:
     batch_size: int = 64  # >= 1, steps
     critic: CriticKind = "cat_exp_rtg"  # whether it sees the return to go
     critic_width: int = 4  # W >= 1, times the width of its input
+    num_critics: int = 1  # >= 1; y takes the smallest of the C', the actor climbs the first C
     target_rate: float = 0.005  # (0, 1], share by which X' and C' move; 1 copies
     target_every: int = 1  # >= 1 updates between two moves of X' and C'
     actor_every: int = 1  # >= 1 updates of the critic for one of the actor
@@ -96,7 +100,7 @@ class ActorCriticConfig:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         names = ("batch_size", "critic_width", "target_every", "actor_every", "critic_only_factor")
-        for name in (*names, "refreshed_episodes"):
+        for name in (*names, "num_critics", "refreshed_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.reward_scale is not None and not self.reward_scale > 0:
@@ -193,6 +197,22 @@ class Critic(nn.Module):
         return values
 
 
+class Critics(nn.Module):
+    """Several networks of one shape, each with weights of its own.
+
+    Args:
+        critics: at least one.
+    """
+
+    def __init__(self, critics: Sequence[Critic]) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(critics)
+
+    def forward(self, vector: Tensor, code: Tensor, rtg: Tensor) -> Tensor:
+        """Return the values (K, B) of all of them; see `Critic`."""
+        return torch.stack([critic(vector, code, rtg) for critic in self.each])
+
+
 class ActorCritic:
     """Fine-tunes a Decision S4 agent on what it plays; the agent's policy is X.
 
@@ -221,11 +241,10 @@ class ActorCritic:
         freeze_online(policy, config.freeze)
         self.scale = float(policy.tokens.return_scale)  # type: ignore[attr-defined]
         self.reward_scale = self.scale if config.reward_scale is None else config.reward_scale
+        sizes = policy.inputs.d_out, policy.code.width, config.critic, config.critic_width
         with seeded(seed):
-            critic = Critic(
-                policy.inputs.d_out, policy.code.width, config.critic, config.critic_width
-            )
-        self.critic = critic.to(agent.device)
+            critics = [Critic(*sizes) for _ in range(config.num_critics)]
+        self.critic = Critics(critics).to(agent.device)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.slow_policy = copy.deepcopy(policy).requires_grad_(False).eval()
         self._actor_steps = self._optimizer(policy, config.actor_lr, 0.0)
@@ -315,7 +334,7 @@ class ActorCritic:
                 batch.next_state,
                 cache=core_of(slow).prepare_step(),
             )
-            after: Tensor = self.slow_critic(vector, code, batch.next_rtg / self.scale)
+            after = self.slow_critic(vector, code, batch.next_rtg / self.scale).amin(0)
             after = torch.where(batch.terminated, 0.0, after)
             return batch.reward / self.reward_scale + self.config.discount * after
 
@@ -323,7 +342,7 @@ class ActorCritic:
         with torch.no_grad():
             vector = self.agent.policy.inputs(batch.obs)
         values = self.critic(vector, batch.action, batch.rtg / self.scale)
-        loss = F.mse_loss(values, self.targets(batch))
+        loss = (values - self.targets(batch)).square().mean(1).sum()
         report = self._critic_steps.step({"critic": loss}, loss, self.critic_updates)
         self.critic_updates += 1
         return {
@@ -337,7 +356,7 @@ class ActorCritic:
         self.critic.requires_grad_(False)
         vector = policy.inputs(batch.obs)
         code = chosen_code(policy, vector, batch.previous, batch.rtg, batch.state)
-        loss = -self.critic(vector.detach(), code, batch.rtg / self.scale).mean()
+        loss = -self.critic(vector.detach(), code, batch.rtg / self.scale)[0].mean()
         report = self._actor_steps.step({"actor": loss}, loss, self.actor_updates)
         self.critic.requires_grad_(True)
         self.actor_updates += 1

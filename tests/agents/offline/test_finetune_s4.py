@@ -35,13 +35,13 @@ def sampled(learner: ActorCritic, number: int = 8) -> Transitions:
     return learner.replay.sample(number, torch.Generator().manual_seed(0))
 
 
-def test_the_target_is_the_reward_and_the_discounted_value_of_what_the_slow_actor_would_do() -> (
-    None
-):
-    learner = actor_critic(discount=0.9)
+@pytest.mark.parametrize("num_critics", [1, 3])
+def test_the_target_is_the_reward_and_the_discounted_value_of_what_the_slow_actor_would_do(
+    num_critics: int,
+) -> None:
+    learner = actor_critic(discount=0.9, num_critics=num_critics)
     with torch.no_grad():
         learner.slow_policy.head.linear.weight.mul_(-2)
-        learner.slow_critic.last.bias.add_(0.5)
     batch = sampled(learner)
     terminated = torch.arange(8) % 2 == 0
     found = learner.targets(batch._replace(terminated=terminated))
@@ -57,9 +57,10 @@ def test_the_target_is_the_reward_and_the_discounted_value_of_what_the_slow_acto
         y, _ = slow.core.step(token[None], state)
         code = slow.head.linear(y).tanh()
         vector = slow.inputs({"obs": batch.next_obs["obs"][i : i + 1]})
-        value = learner.slow_critic(vector, code, batch.next_rtg[i : i + 1] / 5.0)[0]
+        rtg = batch.next_rtg[i : i + 1] / 5.0
+        value = min(float(each(vector, code, rtg)) for each in learner.slow_critic.each)
         expected = batch.reward[i] / 5.0 + 0.9 * value * (0.0 if terminated[i] else 1.0)
-        assert_within(found[i], expected.detach(), 1e-5)
+        assert_within(found[i], expected, 1e-5)
 
 
 def test_a_time_limit_does_not_cut_the_value_and_an_end_does() -> None:
@@ -71,8 +72,9 @@ def test_a_time_limit_does_not_cut_the_value_and_an_end_does() -> None:
     assert batch.terminated.any()
     assert not batch.terminated.all()
     with torch.no_grad():
-        learner.slow_critic.last.weight.zero_()
-        learner.slow_critic.last.bias.fill_(10.0)
+        (slow,) = learner.slow_critic.each
+        slow.last.weight.zero_()  # type: ignore[union-attr,operator]
+        slow.last.bias.fill_(10.0)  # type: ignore[union-attr,operator]
     left = learner.targets(batch) - batch.reward / learner.scale
     expected = torch.where(batch.terminated, 0.0, 9.9)
     torch.testing.assert_close(left, expected, atol=1e-5, rtol=0)
@@ -130,8 +132,20 @@ def test_the_critics_own_phase_leaves_actor_and_slow_actor_bit_by_bit() -> None:
     assert learner.quiet_steps == 100
 
 
+def test_every_critic_learns_towards_the_same_target() -> None:
+    learner = actor_critic(num_critics=2)
+    batch = sampled(learner)
+    before = weights(learner.critic)
+    y = learner.targets(batch)
+    values = learner.critic(learner.agent.policy.inputs(batch.obs), batch.action, batch.rtg / 5.0)
+    assert not torch.equal(values[0], values[1])
+    expected = ((values - y) ** 2).mean(1).sum()
+    assert learner._update_critic(batch)["critic_loss"] == pytest.approx(float(expected.detach()))
+    assert changed(learner.critic, before) == before.keys()
+
+
 def test_the_actor_climbs_the_critic_and_does_not_move_it() -> None:
-    learner = actor_critic(actor_lr=1e-3, critic_lr=1e-12, critic_decay=0.0)
+    learner = actor_critic(actor_lr=1e-3, num_critics=2)
     critic = weights(learner.critic)
     batch = sampled(learner, 32)
 
@@ -140,7 +154,7 @@ def test_the_actor_climbs_the_critic_and_does_not_move_it() -> None:
         vector = policy.inputs(batch.obs)
         with torch.no_grad():
             code = chosen_code(policy, vector, batch.previous, batch.rtg, batch.state)
-            return float(learner.critic(vector, code, batch.rtg / learner.scale).mean())
+            return float(learner.critic(vector, code, batch.rtg / learner.scale)[0].mean())
 
     before = value()
     for _ in range(20):
