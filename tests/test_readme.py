@@ -129,10 +129,16 @@ def run_job_here(job: dict[str, Any], **_: str) -> dict[str, Any]:
     return answer
 
 
+def with_few_steps(words: list[str]) -> list[str]:
+    settings = {"total-steps": 60, "learning-starts": 20, "actor-critic.critic-only-steps": 20}
+    return words + [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
 SHRINK: dict[str, Callable[[list[str]], list[str]]] = {
     "data": with_data_of_a_formula,
     "train": with_tiny_settings,
     "eval": with_few_episodes,
+    "finetune": with_few_steps,
     "plot": as_it_is,
     "export": as_it_is,
     "list": as_it_is,

@@ -114,17 +114,16 @@ def finetune_run(
     """
     trained = _opened(source, env)
     prepare_process(trained.config)
-    goal = _goal(trained, config)
     manifest = trained.manifest(list(command))
     manifest[FOLDER] = {
         "source": str(Path(source).resolve()),
         "step": trained.step,
         "seed": trained.config.seed if seed is None else seed,
-        "target": goal.target,
+        "target": _goal(trained, config).target,
     }
     envs = _environments(trained, config, env)
     try:
-        # Made first, so that settings it refuses leave no folder behind.
+        # Before the folder, so that settings that are refused leave none behind.
         training = _training(trained, config, envs, seed=seed)
         training.run = run = RunDirectory.create(path, dump_config(trained.config), manifest)
         write_atomic(run.path / SETTINGS, dump_config(config).encode())
@@ -214,6 +213,11 @@ def _training(
     agent, goal = trained.agent, _goal(trained, config)
     if not isinstance(agent, DecisionS4):
         raise ConfigError(f"finetune: expected a decision_s4, got {trained.config.system}")
+    if trained.config.data.reward != "as_is":
+        raise ConfigError(
+            "finetune: expected an agent that has learned from rewards as they come, got one with "
+            f"data.reward {trained.config.data.reward}: train it with data.reward as_is"
+        )
     try:
         return FinetuneTraining(
             config,

@@ -18,6 +18,7 @@ from statewise.data.errors import DataConfigError, NoReferenceScore
 from statewise.data.scores import reference_scores
 from statewise.envs.build import EnvConfig
 from statewise.envs.previous import Input
+from statewise.envs.return_to_go import RewardTime
 from statewise.training.schema import check_at_least, check_device
 
 OF_THE_DATA = "data"
@@ -38,12 +39,15 @@ class DataConfig:
     paths: tuple[str, ...] = ()  # files or folders, put one after the other; `--data` fills it
     mode: Literal["memory", "lazy"] = "memory"  # lazy: read from the file when asked
     keep_best: float = 1.0  # (0, 1], share of the episodes kept, those of highest return
-    reward: Literal["as_is", "delayed"] = "as_is"  # delayed: the whole return at the last step
+    reward: RewardTime = "as_is"  # delayed: the whole return at the last step, acting told alike
+    max_episode_steps: int | None = None  # of D4RL and npz files, >= 1; None: theirs or the task's
     env_mismatch: Literal["error", "warn"] = "error"  # data of another environment than env.id
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_best <= 1:
             raise ValueError(f"keep_best: expected a share in (0, 1], got {self.keep_best}")
+        if self.max_episode_steps is not None:
+            check_at_least(1, max_episode_steps=self.max_episode_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from statewise.data.dataset import EpisodeDataset
 from statewise.data.episode import ArraySpec, DatasetInfo
 from statewise.data.errors import EmptyDataset, SpecMismatch
 from statewise.data.files import sha256_of
+from statewise.data.flat import ReadConfig
 from statewise.data.load import load_dataset
 from statewise.data.samplers import (
     Sampler,
@@ -83,12 +84,25 @@ def read_data(config: DataConfig, paths: Sequence[str] | None = None) -> Episode
         paths: read instead of `config.paths`.
 
     Raises:
-        ConfigError: there is no path.
+        ConfigError: there is no path, or a setting that a data set does not have.
         DatasetError: one of them cannot be read, or they do not belong together.
     """
     check_paths(config)
-    sets = [load_dataset(path, mode=config.mode) for path in paths or config.paths]
+    sets = [_load(path, config) for path in paths or config.paths]
     return prepared(sets[0] if len(sets) == 1 else concatenate(sets), config)
+
+
+def _load(path: str, config: DataConfig) -> EpisodeDataset:
+    """Read one data set as the settings say."""
+    if config.max_episode_steps is None:
+        return load_dataset(path, mode=config.mode)
+    if Path(path).is_dir():
+        raise ConfigError(
+            "data.max_episode_steps: expected none for a folder, which knows its episodes, got "
+            f"{config.max_episode_steps} with {path}: leave it out"
+        )
+    flat = ReadConfig(max_episode_steps=config.max_episode_steps)
+    return load_dataset(path, mode=config.mode, config=flat)
 
 
 def prepared(dataset: EpisodeDataset, config: DataConfig) -> EpisodeDataset:

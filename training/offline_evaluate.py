@@ -17,7 +17,7 @@ from statewise.agents.offline.protocol import OfflineAgent
 from statewise.data.errors import NoReferenceScore
 from statewise.data.scores import Range, normalized_score, reference_scores
 from statewise.envs.protocol import VectorEnv
-from statewise.envs.return_to_go import ReturnToGo
+from statewise.envs.return_to_go import ReturnToGo, RewardTime
 from statewise.envs.stacked import Stacked
 from statewise.training.evaluate import TargetResult, play_episodes, share_of, summarize
 from statewise.training.offline_config import OF_THE_DATA
@@ -61,9 +61,27 @@ def find_reference(name: str, facts: DataFacts) -> Reference | None:
     return Reference(name, low, high)
 
 
+def asking(
+    envs: Sequence[VectorEnv], targets: Sequence[float | None], reward: RewardTime
+) -> VectorEnv:
+    """Return all environments side by side, with the return to go.
+
+    Args:
+        envs: one vector environment per target, all with the same number of environments.
+        targets: returns to ask for; [None] for an agent that is not told one.
+        reward: as the data were learned from; see `ReturnToGo`.
+    """
+    assert len(envs) == len(targets), (len(envs), len(targets))
+    rows = Stacked(envs)
+    told = [target for target in targets if target is not None]
+    if not told:
+        return rows
+    return ReturnToGo(rows, np.repeat(told, envs[0].num_envs), reward=reward)
+
+
 def evaluate_offline(
     agent: OfflineAgent,
-    envs: Sequence[VectorEnv],
+    env: VectorEnv,
     *,
     targets: Sequence[float | None],
     episodes: int,
@@ -76,22 +94,16 @@ def evaluate_offline(
 
     Args:
         agent: the policy.
-        envs: one vector environment per target, all with the same number of environments, at most
-            `episodes`; with every input that the agent wants but the return to go.
-        targets: returns to ask for; [None] for an agent that is not told one.
+        env: as many environments for each target, at most `episodes`, one target after the other;
+            with every input that the agent wants. See `asking`.
+        targets: returns that are asked for; [None] for an agent that is not told one.
         episodes: per target, at least 1.
         seed: environment i of each target starts with seed + i.
         explore: sample the actions, or take the mode.
         reference: of the scores.
         device: where the agent lives.
     """
-    assert len(envs) == len(targets), (len(envs), len(targets))
-    rows = Stacked(envs)
-    num_envs = envs[0].num_envs
-    env: VectorEnv = rows
-    told = [target for target in targets if target is not None]
-    if told:
-        env = ReturnToGo(rows, np.repeat(told, num_envs))
+    num_envs = env.num_envs // len(targets)
     wanted = np.tile(share_of(episodes, num_envs), len(targets))
     played = play_episodes(agent, env, wanted, seed=seed, explore=explore, device=device)
     results = []

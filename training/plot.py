@@ -1,71 +1,44 @@
 """Learning curves from run directories: one run with its evaluation, or many runs compared."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from numpy.typing import NDArray
 
-from statewise.training.log import read_metrics
-from statewise.training.run import RunDirectory, RunError, read_json
-from statewise.training.statistics import mean_interval
+from statewise.data.scores import normalized_score
+from statewise.training.plot_curves import (
+    AXES,
+    METRIC,
+    MIN_FOR_INTERVAL,
+    RETURN,
+    SCORE,
+    Curve,
+    Floats,
+    aggregate,
+    read_curves,
+)
+from statewise.training.run import RunError, read_json
 
-METRIC = "rollout/ep_rew_mean"
+__all__ = ["COLORS", "METRIC", "Curve", "aggregate", "plot_runs"]
+
 # Okabe and Ito's colours, told apart by colour-blind readers; the pale yellow is left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":")
-_MIN_FOR_INTERVAL = 3  # of two runs an interval says little: their range is drawn instead
-
-Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The learning curve of a run, and what it is compared by."""
-
-    run: RunDirectory
-    env: str
-    label: str
-    steps: Floats
-    """(P,) environment steps, rising."""
-    returns: Floats
-    """(P,) mean episode return."""
-
-
-def _read_curve(path: Path) -> Curve:
-    run = RunDirectory.open(path)
-    points = {row["step"]: row[METRIC] for row in read_metrics(run) if METRIC in row}
-    points = {step: value for step, value in points.items() if math.isfinite(value)}
-    if not points:
-        raise RunError(f"{path} has no {METRIC} yet: plot it once an episode has ended")
-    try:
-        config = yaml.safe_load(run.config_path.read_bytes())
-        env, kind = config["env"]["id"], config["agent"]["sequence"]["kind"]
-        preset = run.read_preset().removesuffix(".yaml") or config["system"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{run.config_path}: expected system, env.id and agent.sequence.kind"
-        ) from error
-    steps = sorted(points)
-    values = np.array([points[step] for step in steps])
-    return Curve(run, env, f"{preset}, {kind}", np.array(steps, dtype=np.float64), values)
-
-
-def _start_axes(title: str) -> tuple[Figure, Axes]:
+def _start_axes(title: str, curve: Curve) -> tuple[Figure, Axes]:
+    """Return a figure with axes for this curve and others of its kind."""
     figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
     # Figure's own canvas: pyplot would keep the figure, and might ask for a display.
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_title(title)
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel("episode return")
+    axes.set_xlabel(curve.x_label)
+    axes.set_ylabel(curve.y_label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
@@ -89,56 +62,69 @@ def _draw_line(axes: Axes, steps: Floats, values: Floats, label: str, number: in
     return color
 
 
-def _draw_evaluation(axes: Axes, curve: Curve) -> None:
+class _Evaluation(NamedTuple):
+    """What eval.json says, as returns or scores."""
+
+    quantity: str
+    """As in `AXES`."""
+    label: str
+    mean: float
+    interval: tuple[float, float] | None
+    """None where it is not known."""
+
+
+def _read_evaluation(curve: Curve) -> _Evaluation | None:
+    """Return the evaluation in the unit of the curve; beside a loss as a score, if it has one."""
     path = curve.run.eval_path
     if not path.exists():
-        return
-    evaluation = read_json(path)
+        return None
+    found = read_json(path)
+    is_score = curve.metric == SCORE or (curve.is_loss and found.get("score") is not None)
     try:
-        mean, step = float(evaluation["return_mean"]), int(evaluation["step"])
-        low, high = evaluation["return_ci95"]
+        values = [float(found["return_mean"])]
+        values += [float(bound) for bound in found["return_ci95"] if bound is not None]
+        step, target = int(found["step"]), found.get("target")
+        if is_score:
+            reference = found["reference"]["min"], found["reference"]["max"]
+            values = [float(normalized_score(value, reference)) for value in values]
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{path}: expected step, return_mean and return_ci95: run `statewise eval` again"
-        ) from error
-    label = f"evaluation at {step:,} steps: {mean:.3g}"
-    axes.axhline(mean, color=COLORS[1], linestyle="--", linewidth=1.4, label=label)
-    if low is not None and high is not None:
+        needed = "step, return_mean and return_ci95" + (", and reference" if is_score else "")
+        raise RunError(f"{path}: expected {needed}: run `statewise eval` again") from error
+    unit = "updates" if "data_sha256" in found else "steps"
+    asked = "" if target is None else f", target {target:g}"
+    return _Evaluation(
+        AXES[SCORE if is_score else RETURN],
+        f"evaluation at {step:,} {unit}{asked}: {values[0]:.3g}",
+        values[0],
+        (values[1], values[2]) if len(values) == 3 else None,
+    )
+
+
+def _draw_evaluation(axes: Axes, curve: Curve) -> None:
+    """Draw it as a line with its interval; beside a loss on an axis of its own."""
+    evaluation = _read_evaluation(curve)
+    if evaluation is None:
+        return
+    if curve.is_loss:
+        axes = axes.twinx()
+        axes.set_ylabel(evaluation.quantity)
+        axes.spines["top"].set_visible(False)
+    axes.axhline(
+        evaluation.mean, color=COLORS[1], linestyle="--", linewidth=1.4, label=evaluation.label
+    )
+    if evaluation.interval is not None:
+        low, high = evaluation.interval
         axes.axhspan(low, high, color=COLORS[1], alpha=0.12, linewidth=0, label="its 95 % interval")
 
 
 def _plot_one(curve: Curve) -> Figure:
-    figure, axes = _start_axes(curve.env)
-    _draw_line(axes, curve.steps, curve.returns, f"{curve.label}, training", 0)
+    figure, axes = _start_axes(curve.env, curve)
+    what = "evaluations on the way" if curve.metric in (SCORE, RETURN) else "training"
+    _draw_line(axes, curve.steps, curve.returns, f"{curve.label}, {what}", 0)
     _draw_evaluation(axes, curve)
-    axes.legend(edgecolor="none")
+    handles = [handle for each in figure.axes for handle in each.get_legend_handles_labels()[0]]
+    figure.axes[-1].legend(handles=handles, edgecolor="none")
     return figure
-
-
-def aggregate(curves: Sequence[Curve]) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return steps, mean, low and high over runs, each (P,).
-
-    The steps are all those of any run inside the part that every run has; between two of its
-    points a run is interpolated. Low and high are the 95 % interval of the mean from three
-    runs on, and the lowest and highest run below that.
-
-    Raises:
-        RunError: there is no step that all runs have reached.
-    """
-    first = max(curve.steps[0] for curve in curves)
-    last = min(curve.steps[-1] for curve in curves)
-    steps = np.unique(np.concatenate([curve.steps for curve in curves]))
-    steps = steps[(steps >= first) & (steps <= last)]
-    if not steps.size:
-        raise RunError(
-            f"the runs of {curves[0].label} on {curves[0].env} have no step in common:"
-            " plot them one by one"
-        )
-    values = np.stack([np.interp(steps, curve.steps, curve.returns) for curve in curves])
-    if len(curves) < _MIN_FOR_INTERVAL:
-        return steps, values.mean(0), values.min(0), values.max(0)
-    mean, low, high = np.array([mean_interval(column) for column in values.T]).T
-    return steps, mean, low, high
 
 
 def _plot_groups(curves: Sequence[Curve]) -> Figure:
@@ -146,14 +132,14 @@ def _plot_groups(curves: Sequence[Curve]) -> Figure:
     for curve in curves:
         groups.setdefault((curve.env, curve.label), []).append(curve)
     envs = sorted({curve.env for curve in curves})
-    figure, axes = _start_axes(", ".join(envs))
+    figure, axes = _start_axes(", ".join(envs), curves[0])
     for number, ((env, label), members) in enumerate(groups.items()):
         steps, mean, low, high = aggregate(members)
         name = label if len(envs) == 1 else f"{env}: {label}"
         if len(members) == 1:
             _draw_line(axes, steps, mean, name, number)
             continue
-        band = "range" if len(members) < _MIN_FOR_INTERVAL else "95 % interval"
+        band = "range" if len(members) < MIN_FOR_INTERVAL else "95 % interval"
         name += f" ({len(members)} runs, mean and {band})"
         color = _draw_line(axes, steps, mean, name, number)
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
@@ -165,7 +151,8 @@ def plot_runs(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Draw learning curves and return the path of the figure.
 
     One run: its curve, and its evaluation if there is one. Several runs: mean and interval
-    for each environment, preset and sequence model.
+    for each environment, preset, sequence model and data set. See `training.plot_curves` for
+    what a run is drawn by.
 
     Args:
         runs: run directories, at least one.
@@ -173,11 +160,12 @@ def plot_runs(runs: Sequence[Path], out: Path | None = None) -> Path:
             the run, or `learning_curves.png` in the working directory for several.
 
     Raises:
-        RunError: a run cannot be read or has no returns yet, or `out` cannot be written.
+        RunError: a run cannot be read or has no curve yet, the runs have none in common, or `out`
+            cannot be written.
     """
     if not runs:
         raise RunError("plot: expected at least one run directory, got none")
-    curves = [_read_curve(path) for path in runs]
+    curves = read_curves(runs)
     if out is None and len(curves) == 1:
         out = curves[0].run.plots_dir / "learning_curve.png"
     out = out or Path("learning_curves.png")

@@ -1,4 +1,4 @@
-"""Statistics of returns: mean with its interval, interquartile mean, bootstrap intervals.
+"""Statistics of returns: mean with its interval, rank correlation, bootstrap intervals.
 
 Student's distribution follows Abramowitz and Stegun, "Handbook of Mathematical Functions"
 (1964), eq. 26.7.3, 26.7.4 and 26.7.5. The interquartile mean and its stratified bootstrap are
@@ -91,6 +91,28 @@ def mean_interval(x: ArrayLike, level: float = 0.95) -> Interval:
     error = float(values.std(ddof=1)) / math.sqrt(values.size)
     half = student_quantile((1 + level) / 2, values.size - 1) * error
     return Interval(mean, mean - half, mean + half)
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Return the correlation of ranks, in [-1, 1]; equal values share the mean of their ranks.
+
+    0 where all of x or all of y are equal, and have no order.
+
+    Args:
+        x: (N,), N at least 2.
+        y: (N,).
+    """
+    centred = [_ranks(values) - (np.size(values) - 1) / 2 for values in (x, y)]
+    norm = math.sqrt(float((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
+    return float((centred[0] * centred[1]).sum()) / norm if norm else 0.0
+
+
+def _ranks(x: ArrayLike) -> NDArray[np.float64]:
+    """Return how many values are less than each, and half of the others that equal it."""
+    values = np.asarray(x, dtype=np.float64)
+    less = (values < values[:, None]).sum(1)
+    equal = (values == values[:, None]).sum(1) - 1
+    return np.asarray(less + equal / 2, dtype=np.float64)
 
 
 def interquartile_mean(scores: ArrayLike) -> float:

@@ -14,6 +14,7 @@ from statewise.agents.build import AGENTS
 from statewise.agents.offline.protocol import ObsStatistics, OfflineAgent
 from statewise.data.checks import check_env
 from statewise.data.dataset import EpisodeDataset
+from statewise.data.errors import DatasetError
 from statewise.data.samplers import Sampler
 from statewise.envs.build import EnvConfig, make_env, make_single, wrap_single
 from statewise.envs.previous import Input
@@ -32,7 +33,7 @@ from statewise.training.offline_data import (
     read_data,
     statistics_of,
 )
-from statewise.training.offline_evaluate import evaluate_offline, find_reference
+from statewise.training.offline_evaluate import asking, evaluate_offline, find_reference
 from statewise.training.playing import EnvFactory, PlayingAgent, find_device
 from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
@@ -58,7 +59,8 @@ class TrainedOfflineAgent(PlayingAgent):
         preset: the name the settings came from.
 
     Raises:
-        ConfigError: there are no data or no environment, or an encoder was given.
+        ConfigError: there are no data or no environment, an encoder was given, or settings of
+            the agent do not fit the spaces.
         DatasetError: the data cannot be read, or are not of this environment.
     """
 
@@ -177,7 +179,7 @@ class TrainedOfflineAgent(PlayingAgent):
         try:
             return evaluate_offline(
                 self.agent,
-                envs,
+                asking(envs, targets, self.config.data.reward),
                 targets=targets,
                 episodes=episodes,
                 seed=self.eval_seed if options.seed is None else options.seed,
@@ -259,15 +261,21 @@ class TrainedOfflineAgent(PlayingAgent):
         check_specs(info, flat, self.action_space, self.env_id)
 
     def _make_agent(self, moments: ObsStatistics | None, total_updates: int) -> OfflineAgent:
-        agent: OfflineAgent = AGENTS[self.config.system].make(
-            self.config.agent,
-            self._read_space,
-            self.action_space,
-            statistics=moments,
-            total_updates=total_updates,
-            seed=Seeds(self.config.seed).integer("policy"),
-            device=find_device(self.config.device),
-        )
+        device = find_device(self.config.device)
+        try:
+            agent: OfflineAgent = AGENTS[self.config.system].make(
+                self.config.agent,
+                self._read_space,
+                self.action_space,
+                statistics=moments,
+                total_updates=total_updates,
+                seed=Seeds(self.config.seed).integer("policy"),
+                device=device,
+            )
+        except DatasetError:
+            raise
+        except ValueError as error:  # of an agent, which knows no settings of commands
+            raise ConfigError(f"agent: {error}") from error
         return agent
 
     def _env_config(self, num_envs: int) -> EnvConfig:
@@ -302,7 +310,9 @@ class TrainedOfflineAgent(PlayingAgent):
         self, env: gymnasium.Env[Any, Any], target: float | None
     ) -> gymnasium.Env[Any, Any]:
         first = self._targets(None if target is None else (target,))[0]
-        return env if first is None else ReturnToGoWrapper(env, first)
+        if first is None:
+            return env
+        return ReturnToGoWrapper(env, first, reward=self.config.data.reward)
 
     def _evaluate_on_the_way(self) -> list[TargetResult]:
         return self.play_targets(EvalOptions())

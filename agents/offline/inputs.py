@@ -89,10 +89,11 @@ class ObsNormalizer(nn.Module):
     Args:
         obs_space: of one environment, flat; every entry a leaf space.
         statistics: of the data set; None where they will be loaded with the weights.
-        encoder: of the pictures, if there are any; None means the defaults.
+        encoder: of the pictures; None means the defaults, and is all there is without pictures.
 
     Raises:
-        ValueError: an entry cannot be read or has no statistics; names the entry.
+        ValueError: an entry cannot be read or has no statistics, or the encoder is not that of
+            the defaults and nothing reads by it.
     """
 
     mean: Tensor
@@ -112,6 +113,11 @@ class ObsNormalizer(nn.Module):
         self.vectors = {key: space for key, space in leaves.items() if kinds[key] == "vector"}
         self.indices = {key: space for key, space in leaves.items() if kinds[key] == "index"}
         images = {key: space for key, space in leaves.items() if kinds[key] == "image"}
+        if not images and encoder not in (None, EncoderConfig()):
+            raise ValueError(
+                f"encoder: expected the defaults, as there are no pictures in {sorted(leaves)}, "
+                f"got {encoder}: leave it out"
+            )
         mean, scale = _moments(self.vectors, statistics)
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)

@@ -42,7 +42,7 @@ class OfflineAgent(Protocol):
     inputs: tuple[ActingInput, ...]
     """Further entries of the observation in `act`: previous_action (B, A), encoded and clipped
     as `envs.previous` has it, 0 at a first step; return_to_go (B, 1), the target minus the
-    rewards so far in the units of the rewards."""
+    rewards so far, in their units (with delayed rewards the target until the episode ends)."""
     updates_made: int
 
     def initial_state(self, batch_size: int) -> State:

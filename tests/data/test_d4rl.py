@@ -121,6 +121,30 @@ def test_the_layout_is_that_of_d4rl(tmp_path: Path, toy: EpisodeDataset) -> None
         np.testing.assert_array_equal(left[inside], right[inside])
 
 
+def test_the_splitting_rule_of_d4rl_finds_the_episodes_that_were_written(
+    tmp_path: Path, toy: EpisodeDataset
+) -> None:
+    write_d4rl(toy, tmp_path / "toy.hdf5")
+    with h5py.File(tmp_path / "toy.hdf5") as file:
+        rows = {key: file[key][:] for key in ("observations", "actions", "rewards")}
+        ends = file["terminals"][:] | file["timeouts"][:]
+        terminals = file["terminals"][:]
+    found, begin = [], 0
+    for t in range(len(ends)):  # step by step, as its sequence_dataset does
+        if ends[t]:
+            found.append((begin, t + 1, bool(terminals[t])))
+            begin = t + 1
+    assert begin == len(ends)
+    for (first, last, terminated), episode in zip(found, toy.episodes(), strict=True):
+        assert terminated == episode.terminated
+        for key, wanted in (
+            ("observations", episode.observations["obs"][: last - first]),
+            ("actions", episode.actions),
+            ("rewards", episode.rewards),
+        ):
+            np.testing.assert_array_equal(rows[key][first:last], wanted)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("some", ["none", "one of two"])
 def test_final_observations_that_are_not_known_stay_unknown(

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from statewise.envs.build import EnvConfig, make_env, wrap_single
 from statewise.envs.previous import PreviousInputs
 from statewise.envs.protocol import Arrived, EnvError, VectorEnv
-from statewise.envs.return_to_go import ReturnToGo, ReturnToGoWrapper
+from statewise.envs.return_to_go import ReturnToGo, ReturnToGoWrapper, RewardTime
 from statewise.envs.stacked import Stacked
 from statewise.envs.vector import GymnasiumVectorEnv
 from tests.envs.toys import CountingEnv, NativeCounting, rollout
@@ -23,8 +23,8 @@ def make(mode: str = "next_step", num_envs: int = 3) -> VectorEnv:
     return make_env(config, CountingEnv)
 
 
-def told(mode: str = "next_step") -> VectorEnv:
-    return ReturnToGo(make(mode), TARGETS)
+def told(mode: str = "next_step", reward: RewardTime = "as_is") -> VectorEnv:
+    return ReturnToGo(make(mode), TARGETS, reward=reward)
 
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step"])
@@ -49,9 +49,29 @@ def test_what_is_left_equals_a_plain_loop_over_episodes(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step"])
-def test_the_single_wrapper_shows_what_the_vector_shows(mode: str) -> None:
-    rows = rollout(told(mode), 30, seed=9)
-    single = ReturnToGoWrapper(wrap_single(CountingEnv()), TARGETS[0])
+def test_with_delayed_rewards_the_whole_target_is_left_until_the_episode_has_ended(
+    mode: str,
+) -> None:
+    rows = rollout(told(mode, "delayed"), 40, seed=9)
+    num_ends = 0
+    for index, target in enumerate(TARGETS):
+        got = 0.0
+        for obs, is_first, _, arrived in rows:
+            if arrived.valid[index]:
+                assert obs["return_to_go"][index].tolist() == [np.float32(target)]
+            got = (0.0 if is_first[index] else got) + float(arrived.reward[index])
+            if arrived.terminated[index] or arrived.truncated[index]:
+                final = arrived.obs if mode == "next_step" else arrived.final_obs
+                assert final["return_to_go"][index].tolist() == [np.float32(target - got)]
+                num_ends += 1
+    assert num_ends > 20
+
+
+@pytest.mark.parametrize("reward", ["as_is", "delayed"])
+@pytest.mark.parametrize("mode", ["next_step", "same_step"])
+def test_the_single_wrapper_shows_what_the_vector_shows(mode: str, reward: RewardTime) -> None:
+    rows = rollout(told(mode, reward), 30, seed=9)
+    single = ReturnToGoWrapper(wrap_single(CountingEnv()), TARGETS[0], reward=reward)
     expected, _ = single.reset(seed=9)
     for obs, _, action, arrived in rows:
         assert single.observation_space.contains(expected)
@@ -83,18 +103,24 @@ def test_rewards_of_any_fraction_are_summed_alike_in_both_forms() -> None:
     assert obs["return_to_go"].item() > 0
 
 
-def test_going_on_from_a_state_shows_the_same() -> None:
-    env, other = told(), told()
+@pytest.mark.parametrize("reward", ["as_is", "delayed"])
+def test_going_on_from_a_state_shows_the_same(reward: RewardTime) -> None:
+    env, other = told(reward=reward), told(reward=reward)
     rollout(env, 13, seed=3)
     state = env.state_dict()
-    after = rollout_from(env, 20, state)
-    assert after == rollout_from(other, 20, state)
+    after = rollout_from(other, 20, state)
+    assert after[1:] == go_on(env, 20)
+    assert after == rollout_from(env, 20, state)
     assert {len(set(row[0])) for row in after} != {1}
 
 
 def rollout_from(env: VectorEnv, steps: int, state: dict[str, Any]) -> list[Any]:
     obs, is_first = env.load_state_dict(state)
-    seen = [(obs["return_to_go"][:, 0].tolist(), is_first.tolist())]
+    return [(obs["return_to_go"][:, 0].tolist(), is_first.tolist()), *go_on(env, steps)]
+
+
+def go_on(env: VectorEnv, steps: int) -> list[Any]:
+    seen = []
     for _ in range(steps):
         arrived = env.step(np.ones(env.num_envs, np.int64))
         seen.append((arrived.obs["return_to_go"][:, 0].tolist(), arrived.is_first.tolist()))

@@ -38,12 +38,31 @@ S4: dict[str, Any] = TOLD | {
 }
 
 BC: dict[str, Any] = COMMON | {"agent__hidden": [8]}
+# Of every system that learns from data.
+TINY: dict[str, dict[str, Any]] = {
+    "dt": DT,
+    "decision_s4": S4,
+    "decision_mamba": TOLD | {"agent__d_model": 8, "agent__num_layers": 1},
+    "decision_mamba_mg": TOLD | {"agent__d_model": 8, "agent__num_layers": 1},
+    "bc": BC,
+    "td3bc": BC,
+    "iql": BC,
+}
 
 
 def register() -> None:
     """Make the id known to gymnasium; calling it again changes nothing."""
     if COUNTER not in gymnasium.registry:
         gymnasium.register(COUNTER, entry_point=CounterEnv)
+
+
+def words(settings: dict[str, Any]) -> list[str]:
+    """Return settings as a command line has them."""
+    found = []
+    for name, value in settings.items():
+        entries = value if isinstance(value, tuple | list) else [value]
+        found += [f"--{name.replace('__', '.')}", *map(str, entries)]
+    return found
 
 
 def play(env: gymnasium.Env[Any, Any], count: int, seed: int) -> list[Episode]:

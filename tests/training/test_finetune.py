@@ -359,6 +359,21 @@ def test_data_without_reference_returns_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_an_agent_of_delayed_rewards_is_refused_and_leaves_no_folder(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(source, tmp_path / "late")
+    text = (source / "config.yaml").read_text()
+    assert "reward: as_is" in text
+    (tmp_path / "late/config.yaml").write_text(text.replace("as_is", "delayed"))
+    words = ["finetune", str(tmp_path / "late"), "--run", str(tmp_path / "new")]
+    assert main([*words, "--total-steps", "20"]) == 2
+    error = capsys.readouterr().err
+    assert "rewards as they come, got one with data.reward delayed: train it with" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_player_goes_on_where_it_was(source: Path) -> None:
     config = settings(num_envs=2)
     trained = opened(source)

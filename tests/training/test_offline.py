@@ -4,18 +4,20 @@ import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 import statewise
 from statewise.__main__ import main
-from statewise.data import EpisodeDataset, concatenate, load_dataset
+from statewise.data import DatasetInfo, EpisodeDataset, concatenate, load_dataset, write_d4rl
 from statewise.data.errors import DatasetError, EnvMismatch, SpecMismatch
 from statewise.training.api import TrainedOfflineAgent, resume_training, run_training, with_data
 from statewise.training.config import ConfigError, OfflineTrainConfig, apply_overrides, load_preset
@@ -28,7 +30,7 @@ from statewise.training.progress import Progress
 from statewise.training.run import RunDirectory, RunError
 from statewise.training.seeding import Seeds
 from tests.training import offline_cases as cases
-from tests.training.test_resume import assert_same, curves, final_state
+from tests.training.test_resume import assert_same, curves, final_state, run_jobs
 
 WORDS = ["statewise", "train", "dt/pendulum"]
 
@@ -304,11 +306,26 @@ def test_a_run_that_dies_between_checkpoints_goes_on_bit_for_bit(
         resume_training(run, WORDS, quiet=True)
 
 
+def test_a_run_that_is_killed_ends_like_one_left_alone(tmp_path: Path) -> None:
+    episodes = cases.play(gymnasium.make("Pendulum-v1", max_episode_steps=20), 4, seed=5)
+    info = DatasetInfo(env_id="Pendulum-v1")  # which the other process knows, too
+    path = tmp_path / "data.hdf5"
+    write_d4rl(EpisodeDataset.from_episodes(episodes, info), path)
+    tiny = cases.DT | {"env__id": "Pendulum-v1", "env__kwargs__max_episode_steps": 20}
+    tiny |= {"eval__every_updates": 6, "checkpoint__every_updates": 4}
+    run, whole = tmp_path / "killed", tmp_path / "whole"
+    argv = ["train", "dt/pendulum", *cases.words(tiny), "--data", str(path), "--run"]
+    # While the checkpoint at 8 gets its name, after those at 0 and 4.
+    assert run_jobs([([*argv, str(run)], ("rename", 3))], tmp_path) == [-signal.SIGKILL]
+    assert main(["train", "--resume", str(run)]) == main([*argv, str(whole)]) == 0
+    same_end(run, whole)
+    resumed = RunDirectory.open(run).read_manifest()["resumed"]
+    assert [one["step"] for one in resumed] == [4]
+
+
 def test_ctrl_c_saves_and_the_run_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import signal
-
     config = settings(data)
     update = Progress.update
 
@@ -359,10 +376,8 @@ def test_a_loss_that_is_not_finite_keeps_its_batch_and_the_last_checkpoint(
 ) -> None:
     from safetensors.torch import load_file
 
-    words = [f"--{k.replace('__', '.')}" for k in cases.DT]
-    values = [list(map(str, v)) if isinstance(v, tuple) else [str(v)] for v in cases.DT.values()]
     argv = ["train", "dt/pendulum", "--data", str(data), "--run", str(tmp_path / "run")]
-    argv += [w for word, vs in zip(words, values, strict=True) for w in (word, *vs)]
+    argv += cases.words(cases.DT)
     assert main([*argv, "--agent.learning-rate", "1e38", "--agent.warmup-updates", "0"]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert re.match(r"error: expected a finite update, got .* after \d+ updates", err)

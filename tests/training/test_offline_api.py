@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import statewise
+from statewise.__main__ import main
 from statewise.data import EpisodeDataset, load_dataset
 from statewise.data.episode import DatasetInfo
 from statewise.data.errors import DatasetError
@@ -179,6 +180,22 @@ def test_an_environment_of_ones_own_is_played_in(tmp_path: Path) -> None:
     assert other.evaluate(EvalOptions()) == agent.evaluate(EvalOptions())
     with pytest.raises(ConfigError, match=r"^env\.id: expected the environment of the evaluation"):
         statewise.load(path)
+
+
+@pytest.mark.parametrize("system", sorted(cases.TINY))
+def test_what_an_agent_refuses_of_its_settings_is_one_line(
+    system: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = cases.words(cases.TINY[system] | {"agent__encoder__hidden": [8]})
+    argv = ["train", f"{system}/pendulum", "--data", str(data), "--run", str(tmp_path / "run")]
+    assert main([*argv, *words]) == 2
+    error = capsys.readouterr().err
+    problem = "encoder: expected the defaults, as there are no pictures in ['obs'], got Encoder"
+    if system == "td3bc":  # which looks at the actions first
+        problem = "action_space: expected a float Box for TD3+BC, got Discrete(3)"
+    assert error.startswith(f"error: agent: {problem}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_environment_that_is_not_there_is_an_env_error(data: Path) -> None:

@@ -12,14 +12,20 @@ import torch
 
 import statewise
 from statewise.__main__ import main
+from statewise.data import EpisodeDataset, TrajectoryConfig, TrajectorySampler
 from statewise.data.errors import DatasetError
 from statewise.data.scores import REFERENCE_SCORES
 from statewise.envs.build import EnvConfig, make_env
 from statewise.training.api import TrainedOfflineAgent
 from statewise.training.config import ConfigError
 from statewise.training.evaluate import EvalOptions, evaluate_run
-from statewise.training.offline_data import DataFacts
-from statewise.training.offline_evaluate import Reference, evaluate_offline, find_reference
+from statewise.training.offline_data import DataFacts, prepared
+from statewise.training.offline_evaluate import (
+    Reference,
+    asking,
+    evaluate_offline,
+    find_reference,
+)
 from tests.training import offline_cases as cases
 from tests.training.toys import CounterEnv
 
@@ -68,9 +74,12 @@ def slow_episodes(
     return found
 
 
-@pytest.mark.parametrize("name", ["dt/pendulum", "decision_s4/pendulum"])
-def test_all_targets_at_once_equal_one_episode_after_the_other(name: str) -> None:
-    agent = make(name)
+@pytest.mark.parametrize(
+    ("name", "reward"),
+    [("dt/pendulum", "as_is"), ("decision_s4/pendulum", "as_is"), ("dt/pendulum", "delayed")],
+)
+def test_all_targets_at_once_equal_one_episode_after_the_other(name: str, reward: str) -> None:
+    agent = make(name, data__reward=reward)
     targets = (25.0, 3.0, -400.0)
     results = agent.play_targets(EvalOptions(episodes=5, num_envs=2, seed=7, targets=targets))
     assert [one.target for one in results] == list(targets)
@@ -83,6 +92,24 @@ def test_all_targets_at_once_equal_one_episode_after_the_other(name: str) -> Non
         assert low <= one.result.return_mean <= high
     returns = [[row["return"] for row in one.result.episodes] for one in results]
     assert returns[0] != returns[2]  # else nothing would be seen of a target that is not told
+
+
+@pytest.mark.parametrize("reward", ["as_is", "delayed"])
+def test_acting_is_told_what_training_has_shown(reward: str) -> None:
+    agent = make(data__reward=reward)
+    episodes = cases.play(CounterEnv(), 3, seed=0)
+    data = prepared(EpisodeDataset.from_episodes(episodes), agent.config.data)
+    settings = TrajectoryConfig(batch_size=20)
+    batch = TrajectorySampler(data, settings, np.random.default_rng(0)).sample()
+    for index, episode in enumerate(episodes):
+        total = float(episode.rewards.sum())
+        env = agent.wrap(CounterEnv(), target=total)
+        told = [env.reset(seed=index)[0]["return_to_go"].item()]
+        told += [env.step(action)[0]["return_to_go"].item() for action in episode.actions]
+        row = int((batch.episode == index).nonzero()[0])
+        shown = batch.rtg[row, : len(episode.actions)].tolist()
+        assert told == pytest.approx([*shown, 0.0], abs=1e-5)
+        assert (shown == [total] * len(shown)) == (reward == "delayed")
 
 
 def test_every_target_plays_the_same_starts() -> None:
@@ -112,7 +139,7 @@ def test_an_agent_that_is_not_told_a_return_is_evaluated_once() -> None:
     env = make_env(config, CounterEnv)
     [one] = evaluate_offline(
         Chooser(),  # type: ignore[arg-type]
-        [env],
+        asking([env], [None], "as_is"),
         targets=[None],
         episodes=6,
         seed=1,

@@ -3,12 +3,15 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from statewise.training import statistics
 from statewise.training.statistics import (
     bootstrap_interval,
     interquartile_mean,
     mean_interval,
+    spearman,
     student_quantile,
 )
 
@@ -123,3 +126,23 @@ def test_bootstrap_refuses_what_it_cannot_do(
 ) -> None:
     with pytest.raises(ValueError, match="bootstrap_interval: expected"):
         bootstrap_interval(np.zeros(shape), np.random.default_rng(0), repetitions, level)
+
+
+# --- rank correlation
+
+
+@given(order=st.permutations(range(7)))
+def test_rank_correlation_without_equal_values_has_a_closed_form(order: list[int]) -> None:
+    # 1 - 6 sum d^2 / (n (n^2 - 1)), whatever the values behind the ranks
+    d = [a - b for a, b in enumerate(order)]
+    expected = 1 - 6 * sum(x * x for x in d) / (7 * 48)
+    values = [math.exp(rank) for rank in order]
+    assert spearman(range(7), values) == pytest.approx(expected, abs=1e-12)
+    assert spearman(values, range(7)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_equal_values_share_the_mean_of_their_ranks() -> None:
+    # ranks 0, 1, 2, 3 and 0, 1.5, 1.5, 3: the correlation of these numbers
+    expected = float(np.corrcoef([0, 1, 2, 3], [0, 1.5, 1.5, 3])[0, 1])
+    assert spearman([1, 2, 3, 4], [5, 6, 6, 9]) == pytest.approx(expected, abs=1e-12)
+    assert spearman([1, 2, 3], [4, 4, 4]) == 0

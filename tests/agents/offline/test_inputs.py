@@ -76,6 +76,12 @@ def test_pictures_go_through_the_encoder_without_statistics() -> None:
     assert torch.equal(y[:, 1:], inputs.images({"eye": eye}))
 
 
+def test_an_encoder_without_pictures_to_read_is_refused() -> None:
+    ObsNormalizer(SPACE, STATISTICS, EncoderConfig())
+    with pytest.raises(ValueError, match=r"^encoder: expected the defaults, as there are no pict"):
+        ObsNormalizer(SPACE, STATISTICS, EncoderConfig(hidden=(5,)))
+
+
 @pytest.mark.parametrize(
     ("space", "statistics", "message"),
     [
