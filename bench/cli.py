@@ -18,18 +18,111 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from statewise.bench.layers import LayersOptions
+    from statewise.bench.offline import OfflineOptions
     from statewise.bench.ppo import PPOOptions
     from statewise.bench.scan import Outcome, ScanOptions
 
 REFUSED = 1
 WIDTH = 120  # of tables in files and pipes
 RUNS = Path("runs") / "claims"
+DATASETS = Path("datasets")  # as `statewise data make` has it
+
+_REPRODUCE_HELP = """\
+Data sets of a claim are made first, as `statewise data make` does, where they are missing. What
+was stopped goes on when the command is given again; what is finished is not made again. Runs that
+are not made, because of --arms or Ctrl-C, stand as "not run" in the table.
+
+status: 0 if every check holds; 1 if one fails, or is NOT RUN because runs of its arms are missing
+"""
 
 
 def bench(argv: list[str]) -> int:
-    """Measure the project, or what its layers can learn: scan|layers|ppo|diagnose [--json F] ..."""
+    """Measure speed, or what layers can learn: scan|layers|ppo|offline|diagnose [--json F] ..."""
+    options = _bench_parser().parse_args(argv)
+    if options.name == "diagnose":
+        report = diagnose(options, _say)
+        _console().print(report.table)
+        for line in report.lines:
+            print(line)
+        return report.status
+
+    from statewise.bench import layers as layers_bench
+    from statewise.bench import offline as offline_bench
+    from statewise.bench import ppo as ppo_bench
+    from statewise.bench import scan as scan_bench
+    from statewise.bench.table import load_average
+
+    load_before = load_average()
+    if options.name == "scan":
+        outcome = scan_bench.run_scan(_scan_options(options), _say)
+    elif options.name == "layers":
+        outcome = layers_bench.run_layers(_layers_options(options), _say)
+    elif options.name == "offline":
+        outcome = offline_bench.run_offline(_offline_options(options), _say)
+    else:
+        outcome = ppo_bench.run_ppo(_ppo_options(options), _say)
+    return _report(options.name, outcome, options.json, load_before)
+
+
+def reproduce(argv: list[str]) -> int:
+    """Train and check a claim again: CLAIM|--all [--arms NAME ...] [--seeds N ...] ...
+
+    Returns 0 if every check holds, 1 if one fails or lacks runs.
+    """
+    parser = command_parser("reproduce", reproduce)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _REPRODUCE_HELP
+    parser.add_argument("claim", nargs="?", help="name in configs/claims, or a .yaml file")
+    parser.add_argument("--all", action="store_true", help="every claim of the package")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="runs of these alone are made")
+    parser.add_argument("--seeds", type=seed, nargs="+", help="by default those of the claim")
+    parser.add_argument("--run-root", type=Path, default=RUNS, help=f"by default {RUNS}")
+    parser.add_argument(
+        "--data-root", type=Path, default=DATASETS, help=f"of what is learned from: {DATASETS}"
+    )
+    parser.add_argument("--out", type=Path, help="by default docs/results if it exists, or results")
+    parser.add_argument("--workers", type=count, help="runs at a time, by default one per core")
+    options = parser.parse_args(argv)
+    if (options.claim is None) != options.all:
+        raise ConfigError("reproduce: expected either a claim or --all: see statewise reproduce -h")
+    if options.all and options.arms:
+        raise ConfigError(f"reproduce: expected no --arms with --all, got {options.arms[0]}")
+
+    from statewise.bench import claims
+    from statewise.bench.reproduce import Plan
+    from statewise.bench.reproduce import reproduce as reproduce_claim
+    from statewise.bench.table import num_cores
+
+    docs = Path("docs") / "results"
+    out = options.out or (docs if docs.is_dir() else Path("results"))
+    names = claims.claim_names() if options.all else [options.claim]
+    passed = True
+    # All files are read before anything is trained: a mistake in the last shows at once.
+    for name, claim in [(name, claims.load_claim(name)) for name in names]:
+        print(f"{claim.name}: {claim.title}. {claim.statement}", flush=True)
+        plan = Plan(
+            seeds=tuple(dict.fromkeys(options.seeds or claim.seeds)),
+            arms=tuple(options.arms or (arm.name for arm in claim.arms)),
+            root=options.run_root,
+            data_root=options.data_root,
+            out=out,
+            workers=options.workers or num_cores(),
+        )
+        result = reproduce_claim(name, claim, plan, _say)
+        for line in (*result.summary, *result.verdicts):
+            print(line)
+        print(" ".join(map(str, result.written)), flush=True)
+        passed = passed and result.passed
+    return 0 if passed else 1
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"bench": bench, "reproduce": reproduce}
+
+
+def _bench_parser() -> argparse.ArgumentParser:
     parser = command_parser("bench", bench)
-    names = parser.add_subparsers(dest="name", required=True, metavar="scan|layers|ppo|diagnose")
+    metavar = "scan|layers|ppo|offline|diagnose"
+    names = parser.add_subparsers(dest="name", required=True, metavar=metavar)
     scan = names.add_parser("scan", help="the linear scan, forward and backward")
     scan.add_argument("--shape", type=_shape, action="append", help="B,T,D; may be repeated")
     scan.add_argument("--backend", action="append", choices=("cpu", "torch", "reference"))
@@ -42,75 +135,14 @@ def bench(argv: list[str]) -> int:
     layers.add_argument("--threads", type=count, default=2, help="of training")
     ppo = names.add_parser("ppo", help="recurrent PPO beside sb3-contrib's")
     ppo.add_argument("--threads", type=count, default=2, help="of the CartPole cases")
-    for part in (scan, layers, ppo):
+    offline = names.add_parser("offline", help="decision policies beside transformers'")
+    offline.add_argument("--threads", type=count, default=2, help="of training and acting")
+    for part in (scan, layers, ppo, offline):
         part.add_argument("--rounds", type=count, help="turns that every system takes")
         part.add_argument("--json", type=Path, metavar="F", help="write the rows to a file")
         part.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
     add_words(names.add_parser("diagnose", help="which layer learns which small task"))
-    options = parser.parse_args(argv)
-    if options.name == "diagnose":
-        report = diagnose(options, _say)
-        _console().print(report.table)
-        for line in report.lines:
-            print(line)
-        return report.status
-
-    from statewise.bench import layers as layers_bench
-    from statewise.bench import ppo as ppo_bench
-    from statewise.bench import scan as scan_bench
-    from statewise.bench.table import load_average
-
-    load_before = load_average()
-    if options.name == "scan":
-        outcome = scan_bench.run_scan(_scan_options(options), _say)
-    elif options.name == "layers":
-        outcome = layers_bench.run_layers(_layers_options(options), _say)
-    else:
-        outcome = ppo_bench.run_ppo(_ppo_options(options), _say)
-    return _report(options.name, outcome, options.json, load_before)
-
-
-def reproduce(argv: list[str]) -> int:
-    """Train and check a claim again: CLAIM|--all [--seeds N ...] [--out DIR] ..."""
-    parser = command_parser("reproduce", reproduce)
-    parser.add_argument("claim", nargs="?", help="name in configs/claims, or a .yaml file")
-    parser.add_argument("--all", action="store_true", help="every claim of the package")
-    parser.add_argument("--seeds", type=seed, nargs="+", help="by default those of the claim")
-    parser.add_argument("--run-root", type=Path, default=RUNS, help=f"by default {RUNS}")
-    parser.add_argument("--out", type=Path, help="by default docs/results if it exists, or results")
-    parser.add_argument("--workers", type=count, help="runs at a time, by default one per core")
-    options = parser.parse_args(argv)
-    if (options.claim is None) != options.all:
-        raise ConfigError("reproduce: expected either a claim or --all: see statewise reproduce -h")
-
-    from statewise.bench import claims
-    from statewise.bench.reproduce import reproduce as reproduce_claim
-    from statewise.bench.table import num_cores
-
-    docs = Path("docs") / "results"
-    out = options.out or (docs if docs.is_dir() else Path("results"))
-    names = claims.claim_names() if options.all else [options.claim]
-    passed = True
-    # All files are read before anything is trained: a mistake in the last shows at once.
-    for name, claim in [(name, claims.load_claim(name)) for name in names]:
-        print(f"{claim.name}: {claim.title}. {claim.statement}", flush=True)
-        result = reproduce_claim(
-            name,
-            claim,
-            seeds=list(dict.fromkeys(options.seeds or claim.seeds)),
-            root=options.run_root,
-            out=out,
-            workers=options.workers or num_cores(),
-            say=_say,
-        )
-        for line in result.verdicts:
-            print(line)
-        print(" ".join(map(str, result.written)), flush=True)
-        passed = passed and result.passed
-    return 0 if passed else 1
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"bench": bench, "reproduce": reproduce}
+    return parser
 
 
 def _scan_options(options: argparse.Namespace) -> "ScanOptions":
@@ -165,6 +197,24 @@ def _ppo_options(options: argparse.Namespace) -> "PPOOptions":
             seconds=0.01,
         )
     return PPOOptions(threads=options.threads, rounds=options.rounds or 2)
+
+
+def _offline_options(options: argparse.Namespace) -> "OfflineOptions":
+    from statewise.bench.offline import OfflineOptions
+
+    if options.quick:
+        return OfflineOptions(
+            contexts=(3, 5),
+            batch=2,
+            width=16,
+            history=7,
+            threads=options.threads,
+            rounds=options.rounds or 1,
+            reps=1,
+            seconds=0.01,
+            act_seconds=0.01,
+        )
+    return OfflineOptions(threads=options.threads, rounds=options.rounds or 3)
 
 
 def _report(name: str, outcome: "Outcome", path: Path | None, load_before: float) -> int:

@@ -1,36 +1,32 @@
 """`statewise reproduce`: train the arms of a claim, evaluate, compare, tabulate and draw."""
 
-import csv
-import io
-import signal
-import subprocess
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from statewise.bench.arm import run_path
+from statewise.bench.arm import ClaimRun, find_row
+from statewise.bench.claim_figure import draw_curves
+from statewise.bench.claim_table import table_text
 from statewise.bench.claims import Claim
-from statewise.bench.process import Answer, finish, start
-from statewise.training.log import read_metrics
-from statewise.training.plot import COLORS, METRIC, Curve, aggregate
-from statewise.training.run import RunDirectory, write_atomic
+from statewise.bench.data_job import data_jobs
+from statewise.bench.offline_claim_figure import draw_seeds
+from statewise.bench.pool import Pool
+from statewise.bench.process import Answer
+from statewise.bench.summary import document, summary_lines
+from statewise.training.run import RunError, write_atomic
+from statewise.training.schema import ConfigError, nearest
 
-COLUMNS = (
-    "preset",
-    "arm",
-    "core",
-    "task",
-    "seed",
-    "steps",
-    "score",
-    "ci_low",
-    "ci_high",
-    "minutes",
-)
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is made of a claim, and where."""
+
+    seeds: tuple[int, ...]  # at least one
+    arms: tuple[str, ...]  # names; runs of others are not made, but shown if they are there
+    root: Path  # of the runs, `<root>/<claim>/<arm>-seed<k>`
+    data_root: Path  # of the data sets
+    out: Path  # folder of `<claim>.csv`, `<claim>.png`, and with data `<claim>.md`
+    workers: int  # runs at a time, each on one thread, >= 1
 
 
 @dataclass(frozen=True)
@@ -38,158 +34,99 @@ class Result:
     """What came out of a claim."""
 
     rows: list[Answer]
-    """One per arm and seed, with the keys of `COLUMNS`."""
+    """One per run that is finished, in the order of arms and seeds."""
     passed: bool
+    """Whether all checks hold; not if one of them lacks runs."""
     verdicts: list[str]
     """One line per check."""
+    summary: list[str]
+    """A table of the arms, of agents that learn from data."""
     written: list[Path]
-    """The table and the figure."""
+    """The table and the figure, and the summary."""
 
 
-def reproduce(
-    source: str,
-    claim: Claim,
-    *,
-    seeds: Sequence[int],
-    root: Path,
-    out: Path,
-    workers: int,
-    say: Callable[[str], None],
-) -> Result:
-    """Bring every run of a claim to its end and check the claim.
+def reproduce(source: str, claim: Claim, plan: Plan, say: Callable[[str], None]) -> Result:
+    """Bring the runs of a claim to their end and check the claim.
 
-    Runs that are finished are not repeated, half-finished ones go on where they stopped.
+    Data sets and runs that are finished are not made again, half-finished ones go on where they
+    stopped. The tables are written after Ctrl-C and after an error too, if a run is finished.
 
     Args:
         source: name or path that `claim` was loaded from.
         claim: what is claimed.
-        seeds: at least one.
-        root: folder of the runs, `<root>/<claim>/<arm>-seed<k>`.
-        out: folder of the table `<claim>.csv` and the figure `<claim>.png`.
-        workers: runs at a time, each on one thread; at least 1.
-        say: is told of every run that has ended.
+        plan: which runs, and where.
+        say: is told of every data set and run that has ended.
 
     Raises:
+        ConfigError: an arm that the claim does not have.
         RunError: a run failed.
         KeyboardInterrupt: Ctrl-C; the runs under way have saved a checkpoint.
     """
+    names = [arm.name for arm in claim.arms]
+    for name in plan.arms:
+        if name not in names:
+            problem = f"expected arms among {', '.join(names)}, got {name!r}"
+            raise ConfigError(f"--arms: {problem}{nearest(name, names)}")
     jobs = [
         {
             "kind": "arm",
-            "system": f"{claim.name}, {arm.name}, seed {seed}",
+            "system": f"{claim.name}, {name}, seed {seed}",
             "claim": source,
-            "arm": arm.name,
+            "arm": name,
             "seed": seed,
-            "root": str(root),
+            "root": str(plan.root),
+            "data_root": str(plan.data_root),
             "threads": 1,
         }
-        for seed in seeds
-        for arm in claim.arms
+        for seed in plan.seeds
+        for name in names
+        if name in plan.arms
     ]
-    rows = _Pool(workers, say).run(jobs)
-    order = [arm.name for arm in claim.arms]
-    rows.sort(key=lambda row: (order.index(row["arm"]), row["seed"]))
-    scores = {name: [row["score"] for row in rows if row["arm"] == name] for name in order}
-    verdicts = [check.verdict(scores[check.arm]) for check in claim.checks]
-    out.mkdir(parents=True, exist_ok=True)
-    table, figure = out / f"{claim.name}.csv", out / f"{claim.name}.png"
-    write_atomic(table, table_text(rows).encode())
-    draw_claim(claim, seeds, root, figure)
-    passed = all(ok for ok, _ in verdicts)
-    return Result(rows, passed, [line for _, line in verdicts], [table, figure])
-
-
-class _Pool:
-    """Runs jobs in worker processes, some at a time, and stops them gently on Ctrl-C."""
-
-    def __init__(self, workers: int, say: Callable[[str], None]):
-        self._workers, self._say = workers, say
-        self._processes: list[subprocess.Popen[str]] = []
-        self._stopping = False
-
-    def run(self, jobs: Sequence[dict[str, Any]]) -> list[Answer]:
-        """Return the answers in any order."""
-        rows: list[Answer] = []
-        with ThreadPoolExecutor(self._workers) as executor:
-            waiting = {executor.submit(self._one, job) for job in jobs}
-            try:
-                while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    rows += [self._tell(future, len(jobs)) for future in done]
-            except BaseException:
-                self._stopping = True
-                for future in waiting:
-                    future.cancel()
-                for process in self._processes:
-                    if process.poll() is None:
-                        process.send_signal(signal.SIGINT)
-                raise
-        return rows
-
-    def _one(self, job: dict[str, Any]) -> Answer:
-        if self._stopping:
-            raise KeyboardInterrupt
-        process = start(job)
-        self._processes.append(process)
-        return finish(process, job["system"])
-
-    def _tell(self, future: Future[Answer], total: int) -> Answer:
-        row = future.result()
-        self._say(
-            f"{row['arm']}, seed {row['seed']}: {row['score']:.4f} after {row['steps']} steps, "
-            f"{row['minutes']:.1f} minutes ({total} runs in all)"
+    pool = Pool(plan.workers)
+    try:
+        pool.run(
+            data_jobs(source, claim, plan.arms, plan.data_root),
+            lambda made: say(f"{made['folder']}: made {', '.join(made['made']) or 'nothing new'}"),
         )
-        return row
+        pool.run(jobs, lambda row: say(_progress(claim, row, len(jobs))))
+    except (KeyboardInterrupt, RunError):
+        _report(source, claim, plan)
+        raise
+    return _report(source, claim, plan)
 
 
-def table_text(rows: Sequence[Answer]) -> str:
-    """Return the result table as CSV."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(
-            {
-                key: f"{value:.6g}" if isinstance(value, float) else value
-                for key, value in row.items()
-            }
-        )
-    return file.getvalue()
+def _progress(claim: Claim, row: Answer, total: int) -> str:
+    # Agents that learn from data have no score where the data have no reference returns.
+    score = row["return"] if row["score"] is None else row["score"]
+    return (
+        f"{row['arm']}, seed {row['seed']}: {score:.4f} after {row['steps']} "
+        f"{'updates' if claim.has_data else 'steps'}, {row['minutes']:.1f} minutes "
+        f"({total} runs in all)"
+    )
 
 
-def draw_claim(claim: Claim, seeds: Sequence[int], root: Path, path: Path) -> None:
-    """Draw the learning curves of all arms, mean and band over the seeds, and the limits."""
-    # Figure's own canvas: pyplot would keep the figure, and might ask for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
-
-    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for number, arm in enumerate(claim.arms):
-        color = COLORS[number % len(COLORS)]
-        curves = [_curve(run_path(root, claim, arm.name, seed), arm.name) for seed in seeds]
-        steps, mean, low, high = aggregate(curves)
-        band = "95 % interval" if len(curves) > 2 else "range"
-        axes.plot(steps, mean, color=color, label=f"{arm.name} ({len(curves)} seeds, {band})")
-        axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
-        for check in claim.checks:
-            if check.arm == arm.name:
-                axes.axhline(check.limit, color=color, linestyle=":", linewidth=1)
-    axes.set_title(claim.title)
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel("episode return in training (dotted: claimed limits)")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(edgecolor="none")
-    figure.savefig(path)
-
-
-def _curve(path: Path, label: str) -> Curve:
-    run = RunDirectory.open(path)
-    rows = [row for row in read_metrics(run) if np.isfinite(row.get(METRIC, np.nan))]
-    steps = np.array([row["step"] for row in rows], dtype=np.float64)
-    return Curve(run, "", label, steps, np.array([row[METRIC] for row in rows], np.float64))
+def _report(source: str, claim: Claim, plan: Plan) -> Result:
+    """Check what is finished, and write it down unless nothing is."""
+    rows: dict[tuple[str, int], Answer] = {}
+    for arm in claim.arms:
+        for seed in sorted(plan.seeds):
+            row = find_row(ClaimRun(claim, arm, seed, plan.root, plan.data_root))
+            if row is not None:
+                rows[arm.name, seed] = row
+    judged = [check.judge(rows, plan.seeds) for check in claim.checks]
+    verdicts = [line for _, line in judged]
+    summary = summary_lines(claim, rows, plan.seeds) if claim.has_data else []
+    written = []
+    if rows:
+        plan.out.mkdir(parents=True, exist_ok=True)
+        table, figure = (plan.out / f"{claim.name}.{ending}" for ending in ("csv", "png"))
+        write_atomic(table, table_text(claim, rows, plan.seeds).encode())
+        written = [table, figure]
+        if claim.has_data:
+            draw_seeds(claim, rows, plan.seeds, figure)
+            page = plan.out / f"{claim.name}.md"
+            write_atomic(page, document(source, claim, summary, verdicts).encode())
+            written.append(page)
+        else:
+            draw_curves(claim, rows, plan.root, figure)
+    return Result(list(rows.values()), all(ok for ok, _ in judged), verdicts, summary, written)

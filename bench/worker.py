@@ -22,10 +22,12 @@ JOBS = {
     "ppo": "statewise.bench.ppo_systems",
     "update": "statewise.bench.update_systems",
     "layers": "statewise.bench.layers_systems",
+    "offline": "statewise.bench.offline_systems",
     "arm": "statewise.bench.arm",
+    "data": "statewise.bench.data_job",
     "diagnose": "statewise.bench.diagnose_train",
 }
-PEERS = ("jax", "jaxlib", "mambapy", "sb3_contrib", "stable_baselines3")
+PEERS = ("jax", "jaxlib", "mambapy", "sb3_contrib", "stable_baselines3", "transformers")
 INSTALL = "pip install 'statewise[bench]'"
 
 
@@ -49,13 +51,18 @@ def run_job(job: Job) -> Answer:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
+    from statewise.agents.recurrent_ppo import NonFiniteLossError
+    from statewise.data.errors import DatasetError
     from statewise.envs.protocol import EnvError
     from statewise.kernels.dispatch import BackendError
     from statewise.training.checkpoint import CheckpointError
     from statewise.training.run import RunError
     from statewise.training.schema import ConfigError
 
-    return (ConfigError, EnvError, CheckpointError, BackendError, RunError)
+    return (
+        *(ConfigError, DatasetError, EnvError, CheckpointError, BackendError, RunError),
+        NonFiniteLossError,
+    )
 
 
 def _watch_parent(parent: int) -> None:

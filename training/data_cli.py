@@ -33,6 +33,8 @@ Score 0 is the return of random actions, 100 that of the expert: every level nee
 
 analytic sets, made at once:
   rtg-dial (mixed), delayed-cue (expert), double-integrator (random, medium, expert)
+Of another --length they go to a folder of their own, such as datasets/delayed-cue-100; so long
+must the environment be, too: --env.kwargs.length 100.
 
 A command that was stopped goes on when it is given again. What is complete is not made again.
 """
@@ -56,7 +58,7 @@ def run(argv: list[str]) -> int:
 
 def make(argv: list[str]) -> int:
     """Train a policy on an environment and record data sets like D4RL's: ENV [--out DIR] ..."""
-    from statewise.training.make_data_recipes import Algorithm, find_recipe, short_name
+    from statewise.training.make_data_recipes import Algorithm, find_recipe, folder_name
 
     parser = command_parser("data make", make)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -66,14 +68,16 @@ def make(argv: list[str]) -> int:
     parser.add_argument("--steps", type=count, help="of training, by default the budget below")
     parser.add_argument("--algorithm", choices=get_args(Algorithm), help="by default sac")
     parser.add_argument("--episodes", type=count, help="of each level that is played")
+    parser.add_argument("--length", type=count, help="of rtg-dial (20) and delayed-cue (30)")
     parser.add_argument("--seed", type=seed, default=0, help="by default 0")
-    parser.add_argument("--out", type=Path, help="folder, by default datasets/<name>")
+    parser.add_argument("--out", type=Path, help="folder, by default datasets/<name>[-<length>]")
     options = parser.parse_args(argv)
     config = find_recipe(
         options.env,
         steps=options.steps,
         algorithm=options.algorithm,
         episodes=options.episodes,
+        length=options.length,
         seed=options.seed,
     )
 
@@ -86,7 +90,7 @@ def make(argv: list[str]) -> int:
     # One thread, so that the result does not depend on the number of cores.
     torch.set_num_threads(1)
     keep_freed_memory()
-    out = options.out or Path("datasets") / short_name(options.env)
+    out = options.out or Path("datasets") / folder_name(options.env, config)
     console = Console()
     made = make_data(config, out, options.levels, console=console)
     if not made:

@@ -8,7 +8,7 @@ training/            see `training.make_data`
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -99,6 +99,14 @@ class DataFolder:
             "minari_sha256": sha256_of(self.minari(level)),
         }
         self.note(levels=self.recipe["levels"] | {level: entry})
+
+
+def is_complete(path: Path, settings: Mapping[str, Any], levels: Sequence[str]) -> bool:
+    """Return whether a folder was made with these settings and has all of these levels."""
+    folder = DataFolder(path)
+    if not (path / _RECIPE).is_file() or folder.recipe.get("hash") != settings_hash(settings):
+        return False
+    return all(folder.has(level) for level in levels)
 
 
 def _summary(dataset: EpisodeDataset) -> dict[str, Any]:

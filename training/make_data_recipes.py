@@ -59,6 +59,8 @@ class Toy(NamedTuple):
 
     env_id: str
     levels: dict[str, Callable[..., EpisodeDataset]]
+    length: int | None = None
+    """`length` of its environment by default; None where that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +69,28 @@ class ToyConfig:
 
     toy: str  # key of `TOYS`
     episodes: int | None = None  # per level, >= 1; None: as many as the set has by itself
+    length: int | None = None  # of its environment, >= 1; None: the default, or it has none
     seed: int = 0  # >= 0
+
+    def __post_init__(self) -> None:
+        if self.length is None:
+            return
+        if TOYS[self.toy].length is None:
+            raise ConfigError(_no_length(self.toy, self.length))
+        if self.length < 1:
+            raise ConfigError(f"length: expected at least 1, got {self.length}")
 
     def make(self, level: str) -> EpisodeDataset:
         """Return the data set of a level."""
         build = TOYS[self.toy].levels[level]
         arguments = () if self.episodes is None else (self.episodes,)
-        return build(*arguments, seed=self.seed)
+        length = {} if self.length is None else {"length": self.length}
+        return build(*arguments, **length, seed=self.seed)
 
 
 TOYS: dict[str, Toy] = {
-    "rtg-dial": Toy("statewise/RtgDial-v0", {"mixed": toys.rtg_dial}),
-    "delayed-cue": Toy("statewise/DelayedCue-v0", {"expert": toys.delayed_cue}),
+    "rtg-dial": Toy("statewise/RtgDial-v0", {"mixed": toys.rtg_dial}, length=20),
+    "delayed-cue": Toy("statewise/DelayedCue-v0", {"expert": toys.delayed_cue}, length=30),
     "double-integrator": Toy(
         "statewise/DoubleIntegrator-v0",
         {
@@ -114,12 +126,20 @@ def short_name(name: str) -> str:
     return ids.get(name, name.replace(":", "/").rpartition("/")[2].lower())
 
 
+def folder_name(name: str, config: MakeConfig | ToyConfig) -> str:
+    """Return the name of a recipe's folder, "delayed-cue-100" where the length is not its own."""
+    if isinstance(config, ToyConfig) and config.length is not None:
+        return f"{short_name(name)}-{config.length}"
+    return short_name(name)
+
+
 def find_recipe(
     name: str,
     *,
     steps: int | None = None,
     algorithm: Algorithm | None = None,
     episodes: int | None = None,
+    length: int | None = None,
     seed: int = 0,
 ) -> MakeConfig | ToyConfig:
     """Return the settings for a short name or the id of an environment.
@@ -129,6 +149,7 @@ def find_recipe(
         steps: of training; None is the budget of the name.
         algorithm: None is "sac".
         episodes: of each level; None is the number of the name.
+        length: of an analytic set and its environment; None is the default of both.
         seed: root of all random streams.
 
     Raises:
@@ -142,7 +163,10 @@ def find_recipe(
                 raise ConfigError(
                     f"data make: expected no {option} for {key}, got {value}: nothing is trained"
                 )
-        return ToyConfig(toy=key, episodes=episodes, seed=seed)
+        length = None if length == TOYS[key].length else length
+        return ToyConfig(toy=key, episodes=episodes, length=length, seed=seed)
+    if length is not None:
+        raise ConfigError(_no_length(key, length))
     changes: dict[str, Any] = {"steps": steps, "algorithm": algorithm, "episodes": episodes}
     changes = {field: value for field, value in changes.items() if value is not None}
     if key in RECIPES:
@@ -175,8 +199,14 @@ def check_levels(config: MakeConfig | ToyConfig, levels: tuple[str, ...]) -> Non
 
 
 def settings_of(config: MakeConfig | ToyConfig) -> dict[str, Any]:
-    """Return the fields as JSON has them."""
+    """Return the fields as JSON has them, `length` only if there is one."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(config).items()
+        if (key, value) != ("length", None)  # so that the hash of a set stays what it was
     }
+
+
+def _no_length(key: str, length: int) -> str:
+    having = " and ".join(name for name, toy in TOYS.items() if toy.length is not None)
+    return f"data make: expected no --length for {key}, got {length}: {having} have one"

@@ -5,7 +5,8 @@ State Spaces" (section 3). Tokens, head and loss are those of Decision Transform
 
     x = x + Mamba(LN x);   x = x + drop(W_2 gelu(W_1 LN x))
 
-and a last LN. All linear layers and tables start at N(0, 0.02).
+and a last LN. All linear layers and tables start at N(0, 0.02); those of Mamba as
+`mamba.init` has them where that is not the default.
 
 Deviations: the initial step sizes of Mamba are kept log-uniform in [0.001, 0.1]. The release
 overwrites them, so that they start at softplus(0) = 0.69 and memory at a few tokens;
@@ -115,7 +116,8 @@ def build_core(config: DecisionMambaConfig) -> Wrapped:
         inner = Wrapped(nn.LayerNorm(D), layer, AddMLP(D, config.dropout))
         blocks.append(Block(inner, BlockConfig(kind="plain")))
     core = Wrapped(nn.Identity(), Stack(blocks), LastNorm(D))
-    normal_weights(core)
+    # A start that was chosen would be lost among weights of 0.02.
+    normal_weights(core, kept=(MambaLayer,) if config.mamba.init == "mimetic" else ())
     return core
 
 
@@ -142,6 +144,7 @@ def build_policy(
         config.d_model,
         return_scale=config.return_scale,
         num_timesteps=config.num_timesteps,
+        action_input=config.action_input,
     )
     core = build_core(config)
     for module in (tokens, head):

@@ -160,6 +160,7 @@ def build_policy(
         config.d_model,
         return_scale=config.return_scale,
         num_timesteps=config.num_timesteps,
+        action_input=config.action_input,
     )
     core = build_core(
         fine_of(config),

@@ -112,7 +112,8 @@ class Mix(nn.Module):
 
     def forward(self, x: Tensor, v: Tensor) -> Tensor:
         """Mix the outputs v of the layer and add the share `residual` of x, both (..., D)."""
-        return self.residual * x + F.gelu(self.linear(self.drop(F.gelu(v))))
+        mixed = F.gelu(self.linear(self.drop(F.gelu(v))))
+        return torch.add(mixed, x, alpha=self.residual)
 
 
 def build_core(config: DecisionS4Config) -> Stack:
@@ -147,6 +148,7 @@ def build_policy(
         d_model=config.sequence.d_model,
         return_scale=config.return_scale,
         dropout=config.dropout,
+        action_input=config.action_input,
     )
     return SequencePolicy(inputs, tokens, build_core(config), head)
 

@@ -144,6 +144,7 @@ def build_policy(
         config.d_model,
         return_scale=config.return_scale,
         num_timesteps=config.num_timesteps,
+        action_input=config.action_input,
     )
     core = GPTCore(config.d_model, config.num_layers, config.num_heads, config.dropout)
     for module in (tokens, core, head):

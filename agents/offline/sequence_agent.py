@@ -4,7 +4,8 @@
 
 with l the squared error of a Box, the cross-entropy of discrete actions. Rows that are not valid
 never count; `loss_on: last` counts the last step of every episode alone, for tasks whose answer
-is there: the mean over all steps would thin it out.
+is there: the mean over all steps would thin it out. The actions before it are then arbitrary, so
+that a policy which reads them (`action_input`) acts on what it was not trained with.
 
 Dropout draws from a seed that the agent draws for each update, so that a run which was stopped
 goes on bit by bit.
@@ -27,7 +28,7 @@ from statewise.agents.offline.optimizer import (
 )
 from statewise.agents.offline.protocol import ActingInput, OfflineAgent, OfflineBatch, Sampling
 from statewise.agents.offline.sequence_policy import SequencePolicy
-from statewise.agents.offline.tokens import PolicyRows, cleared
+from statewise.agents.offline.tokens import ActionInput, PolicyRows, cleared
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import masked_mean
 from statewise.data.samplers import SampledBatch
@@ -52,6 +53,7 @@ class SequenceAgentConfig:
     batch_size: int = 64  # >= 1, windows or episodes
     dropout: float = 0.1  # [0, 1)
     loss_on: LossOn = "all"  # which steps count; last: those that end an episode
+    action_input: ActionInput = "taken"  # none: tokens hold no actions; set it with loss_on last
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # of pictures
 
     def __post_init__(self) -> None:

@@ -9,15 +9,18 @@ or one (Bar David et al. 2023, "Decision S4", section 3), u_t = the input of the
     u_t = drop(W_2 gelu(W_1 [tanh(W_s s_t), tanh(W_a a_{t-1}), tanh(W_R R_t)]))
 
 Returns to go are divided by `return_scale`. The memory is cleared before the first token of a
-step. What is not known, an action before the first step of an episode or of a window, is 0.
+step. What is not known, an action before the first step of an episode or of a window, is 0. With
+`action_input` "none" all actions are 0 there: a policy that learns its last action alone chooses
+the ones before at random, and should not read them.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 TOKEN_STD = 0.02  # of the initial weights
+ActionInput = Literal["taken", "none"]
 
 
 class PolicyRows(NamedTuple):
@@ -42,9 +45,27 @@ def cleared(x: Tensor, keep: Tensor) -> Tensor:
     return torch.where(keep.view(*keep.shape, *(1,) * (x.dim() - keep.dim())), x, 0)
 
 
-def normal_weights(module: nn.Module, std: float = TOKEN_STD) -> None:
-    """Give linear layers and tables weights N(0, std) and zero biases."""
+def shown(action: Tensor, action_input: ActionInput) -> Tensor:
+    """Return the codes of actions that tokens are made of, zeros with "none"."""
+    return action if action_input == "taken" else torch.zeros_like(action)
+
+
+def normal_weights(
+    module: nn.Module, std: float = TOKEN_STD, *, kept: tuple[type[nn.Module], ...] = ()
+) -> None:
+    """Give linear layers and tables weights N(0, std) and zero biases.
+
+    Args:
+        module: whose layers, in place.
+        std: > 0.
+        kept: modules of these types, with all that is in them, stay as they are.
+    """
+    own = {
+        part for layer in module.modules() if isinstance(layer, kept) for part in layer.modules()
+    }
     for layer in module.modules():
+        if layer in own:
+            continue
         if isinstance(layer, nn.Linear | nn.Embedding):
             nn.init.normal_(layer.weight, std=std)
         if isinstance(layer, nn.Linear) and layer.bias is not None:
@@ -86,17 +107,26 @@ class TripleTokens(nn.Module):
         d_model: width of the tokens.
         return_scale: > 0.
         num_timesteps: rows >= 1 of the learned table; later steps share the last one.
+        action_input: whether tokens hold the actions.
     """
 
     per_step = 3
     read_at = 1
 
     def __init__(
-        self, d_obs: int, d_action: int, d_model: int, *, return_scale: float, num_timesteps: int
+        self,
+        d_obs: int,
+        d_action: int,
+        d_model: int,
+        *,
+        return_scale: float,
+        num_timesteps: int,
+        action_input: ActionInput = "taken",
     ) -> None:
         super().__init__()
         self.d_out = d_model
         self.return_scale = return_scale
+        self.action_input: ActionInput = action_input
         self.embed_time = nn.Embedding(num_timesteps, d_model)
         self.embed_return = nn.Linear(1, d_model)
         self.embed_obs = nn.Linear(d_obs, d_model)
@@ -114,7 +144,8 @@ class TripleTokens(nn.Module):
 
     def leaving(self, previous: Tensor, timestep: Tensor) -> Tensor:
         """Return the token a (..., d_out) of actions and the steps they were taken at."""
-        return self.norm(self.embed_action(previous) + self._time(timestep))
+        action = self.embed_action(shown(previous, self.action_input))
+        return self.norm(action + self._time(timestep))
 
     def forward(self, rows: PolicyRows) -> tuple[Tensor, Tensor]:
         """Return R_0, s_0, a_0, R_1, ... and their resets; see `Tokens`."""
@@ -134,6 +165,7 @@ class SingleTokens(nn.Module):
         d_model: width of the tokens.
         return_scale: > 0.
         dropout: in [0, 1).
+        action_input: whether tokens hold the actions.
     """
 
     per_step = 1
@@ -148,10 +180,12 @@ class SingleTokens(nn.Module):
         d_model: int,
         return_scale: float,
         dropout: float,
+        action_input: ActionInput = "taken",
     ) -> None:
         super().__init__()
         self.d_out = d_model
         self.return_scale = return_scale
+        self.action_input: ActionInput = action_input
         self.embed_obs = nn.Linear(d_obs, d_embed)
         self.embed_action = nn.Linear(d_action, d_embed)
         self.embed_return = nn.Linear(1, d_embed)
@@ -167,7 +201,7 @@ class SingleTokens(nn.Module):
         """Return the tokens (..., 1, d_out) of rows (...)."""
         parts = (
             self.embed_obs(rows.obs),
-            self.embed_action(rows.previous),
+            self.embed_action(shown(rows.previous, self.action_input)),
             self.embed_return(rows.rtg.unsqueeze(-1) / self.return_scale),
         )
         return self.project(torch.cat(parts, -1).tanh()).unsqueeze(-2)

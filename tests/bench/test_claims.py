@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from statewise.bench.claims import Check, claim_names, load_claim
+from statewise.bench.claim_checks import Check
+from statewise.bench.claims import Arm, claim_names, load_claim
+from statewise.training.config import TrainConfig
 from statewise.training.schema import ConfigError
 
 
@@ -28,22 +30,31 @@ def write(folder: Path, value: Any) -> str:
     return str(path)
 
 
+def online(arm: Arm, seed: int) -> TrainConfig:
+    """Return the settings of a run in an environment."""
+    config = arm.config(seed)
+    assert isinstance(config, TrainConfig)
+    return config
+
+
 def test_a_claim_file_is_read(tmp_path: Path) -> None:
     claim = load_claim(write(tmp_path, plain_claim()))
     assert (claim.name, claim.seeds, claim.episodes) == ("claim", (1, 2), 4)
-    config = claim.arm("s5").config(2)
+    config = online(claim.arm("s5"), 2)
     assert (config.total_steps, config.seed, config.num_threads) == (64, 2, 1)
 
 
 CORES = "_cores"  # ends the names of claims about other layers, beside that of S5 and the GRU
+FROM_DATA = ["delayed_cue", "offline_pendulum", "rtg_dial"]
+PLAIN = [name for name in claim_names() if not name.endswith(CORES) and name not in FROM_DATA]
 
 
-@pytest.mark.parametrize("name", [name for name in claim_names() if not name.endswith(CORES)])
+@pytest.mark.parametrize("name", PLAIN)
 def test_every_claim_compares_s5_with_a_plain_gru_in_the_same_loop(name: str) -> None:
     claim = load_claim(name)
     assert len(claim.seeds) >= 3
     assert 0 not in claim.seeds  # on which the presets were tuned
-    s5, gru = (claim.arm(arm).config(1) for arm in ("s5", "gru"))
+    s5, gru = (online(claim.arm(arm), 1) for arm in ("s5", "gru"))
     assert s5.total_steps == gru.total_steps
     assert s5.agent.encoder == gru.agent.encoder
     assert gru.agent.sequence.kind == "gru"
@@ -54,11 +65,11 @@ def test_every_claim_compares_s5_with_a_plain_gru_in_the_same_loop(name: str) ->
 @pytest.mark.parametrize("name", [name for name in claim_names() if name.endswith(CORES)])
 def test_runs_of_other_layers_differ_from_those_of_s5_in_the_layer_alone(name: str) -> None:
     claim, base = load_claim(name), load_claim(name.removesuffix(CORES))
-    expected = base.arm("s5").config(1)
+    expected = online(base.arm("s5"), 1)
     assert (claim.seeds, claim.episodes) == (base.seeds, base.episodes)
     assert {arm.name for arm in claim.arms} == {"mamba", "mamba2", "s4d"}
     for arm in claim.arms:
-        config = arm.config(1)
+        config = online(arm, 1)
         assert config.agent.sequence.kind == arm.name
         agent = replace(config.agent, sequence=expected.agent.sequence)
         assert replace(config, agent=agent) == expected
@@ -66,8 +77,9 @@ def test_runs_of_other_layers_differ_from_those_of_s5_in_the_layer_alone(name: s
 
 def test_the_claims_are_those_of_the_package() -> None:
     plain = ["memory_chain", "repeat_previous_easy", "t_maze"]
+    assert sorted(plain) == PLAIN
     others = ["memory_chain_cores", "repeat_previous_easy_cores", "t_maze_cores"]
-    assert claim_names() == sorted([*plain, *others])
+    assert claim_names() == sorted([*plain, *others, *FROM_DATA])
     with pytest.raises(ConfigError, match="did you mean t_maze"):
         load_claim("tmaze")
 
@@ -87,7 +99,7 @@ def test_the_claims_are_those_of_the_package() -> None:
         (lambda c: c["arms"][0].update(preset="ppo/nothing"), "arms.0: preset: expected"),
         (
             lambda c: c["arms"][0].update(preset="bc/pendulum", overrides={}),
-            "arms.0: expected the preset of an agent that learns from its environment, got bc/pend",
+            "arms.0.data: expected the name of what bc/pendulum learns from, got none",
         ),
         (lambda c: c["arms"][0]["overrides"].update(totl=1), "arms.0: override: totl"),
         (lambda c: c["arms"][0]["overrides"].update(seed=1), "arms.0.overrides: expected no seed"),

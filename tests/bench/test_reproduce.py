@@ -8,10 +8,10 @@ import yaml
 
 from statewise.bench import arm, cli
 from statewise.bench.arm import run_path
+from statewise.bench.claim_table import COLUMNS
 from statewise.bench.claims import load_claim
-from statewise.bench.reproduce import COLUMNS
 from statewise.training.api import TrainedAgent, load
-from statewise.training.config import dump_config
+from statewise.training.config import TrainConfig, dump_config
 from statewise.training.log import read_metrics
 from statewise.training.online import OnlineTraining
 from statewise.training.run import RunDirectory, RunError, build_manifest
@@ -45,7 +45,7 @@ def claim_file(tmp_path: Path) -> Path:
 
 def job(claim_file: Path, seed: int = 1) -> dict[str, Any]:
     root = str(claim_file.parent / "runs")
-    return {"claim": str(claim_file), "arm": "s5", "seed": seed, "root": root}
+    return {"claim": str(claim_file), "arm": "s5", "seed": seed, "root": root, "data_root": "none"}
 
 
 def path_of(claim_file: Path, seed: int = 1) -> Path:
@@ -86,6 +86,7 @@ def test_a_claim_is_trained_checked_tabulated_and_drawn(
 
 def test_a_half_finished_run_goes_on_where_it_stopped(claim_file: Path) -> None:
     config = load_claim(str(claim_file)).arm("s5").config(1)
+    assert isinstance(config, TrainConfig)
     trained = TrainedAgent(config)
     vector = trained.make_vector_env(config.env.num_envs)
     manifest = build_manifest(["statewise", "train", "ppo/cartpole"], 1, "cpu", vector.resume)

@@ -75,6 +75,17 @@ def test_an_analytic_set_is_made_shown_and_not_made_again(
     assert "recipe.json: episodes: expected 6 as this folder was made with, got 7" in error
 
 
+def test_another_length_has_a_folder_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, folder, steps in (([], "rtg-dial", 20), (["--length", 7], "rtg-dial-7", 7)):
+        said(["make", "rtg-dial", "--episodes", 1, *words], capsys)
+        assert load_dataset(tmp_path / "datasets" / folder / "mixed.hdf5").num_steps == steps
+    error = error_line(["make", "pendulum", "--length", 7], capsys)
+    assert "expected no --length for pendulum, got 7: rtg-dial and delayed-cue have one" in error
+
+
 def test_what_was_typed_reaches_the_maker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,17 +12,22 @@ from numpy.testing import assert_array_equal
 
 from statewise.data.errors import Misaligned
 from statewise.envs.protocol import EnvError
+from statewise.envs.tasks.delayed_cue import DelayedCueVector
+from statewise.envs.tasks.rtg_dial import RtgDialVector
 from statewise.training import make_data_rollout as rollout
 from statewise.training import make_data_sac as sac
 from statewise.training.checkpoint import load_checkpoint, save_checkpoint
 from statewise.training.make_data_recipes import (
     LEVELS,
     RECIPES,
+    TOYS,
     MakeConfig,
     ToyConfig,
     check_levels,
     find_recipe,
+    folder_name,
     level_names,
+    settings_of,
     short_name,
 )
 from statewise.training.make_data_rollout import (
@@ -361,3 +366,34 @@ def test_a_missing_package_is_named_with_the_line_that_gets_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'statewise\[sb3\]'"):
         sac.check_installed()
+
+
+def test_the_length_of_an_analytic_set_is_that_of_its_environment() -> None:
+    config = find_recipe("statewise/DelayedCue-v0", length=4, episodes=2)
+    assert config == ToyConfig(toy="delayed-cue", length=4, episodes=2)
+    assert isinstance(config, ToyConfig)
+    assert config.make("expert").lengths.tolist() == [5, 5]
+    assert folder_name("statewise/DelayedCue-v0", config) == "delayed-cue-4"
+    own = find_recipe("rtg-dial", length=20)  # what it has by itself is the set without a length
+    assert own == find_recipe("rtg-dial")
+    assert folder_name("rtg-dial", own) == "rtg-dial"
+    assert "length" not in settings_of(own)  # so that folders from before keep their hash
+    assert settings_of(config)["length"] == 4
+
+
+def test_the_default_length_of_a_set_is_that_of_its_environment() -> None:
+    lengths = {"rtg-dial": RtgDialVector().length, "delayed-cue": DelayedCueVector().length}
+    assert {name: toy.length for name, toy in TOYS.items() if toy.length} == lengths
+    for name, length in lengths.items():
+        [level] = TOYS[name].levels
+        steps = [ToyConfig(toy=name, episodes=1, length=n).make(level).num_steps
+                 for n in (None, length, length + 1)]  # fmt: skip
+        assert steps == [steps[0], steps[0], steps[0] + 1]
+        with pytest.raises(ConfigError, match="length: expected at least 1, got 0"):
+            ToyConfig(toy=name, length=0)
+
+
+@pytest.mark.parametrize("name", ["double-integrator", "pendulum", "Reacher-v5"])
+def test_a_length_is_refused_where_there_is_none(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"expected no --length for {name.lower()}, got 5: rtg-"):
+        find_recipe(name, length=5)

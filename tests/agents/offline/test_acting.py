@@ -158,6 +158,22 @@ def test_the_previous_action_counts_except_at_a_first_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MAKERS))
+def test_without_actions_as_input_none_counts_in_acting_or_in_learning(name: str) -> None:
+    agent = MAKERS[name](action_input="none")
+    policy = double(agent)
+    obs, state = random_obs(torch.Generator().manual_seed(1)), driven(agent, 3, seed=2)
+    other, no = obs | {"previous_action": obs["previous_action"] + 1}, torch.zeros(2).bool()
+    after = [agent.act(o, state, no, no, explore=False)[2] for o in (obs, other)]
+    one, two = (agent.act(obs, a, no, no, explore=False)[0] for a in after)
+    assert torch.equal(one, two)
+    batch = batch_of(make_dataset((4, 4)), [0, 1])
+    rows = policy.rows(batch)
+    moved = rows._replace(action=rows.action + 1, previous=rows.previous + 1)
+    assert torch.equal(policy(rows), policy(moved))
+    assert rows.action.abs().min() > 0  # still what is learned
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
 def test_a_first_step_without_a_reset_keeps_the_memory(name: str) -> None:
     agent = MAKERS[name]()
     double(agent)

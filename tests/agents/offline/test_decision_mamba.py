@@ -50,6 +50,18 @@ def test_step_sizes_start_small_and_in_the_release_they_do_not() -> None:
         assert layer.in_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+def test_a_start_as_attention_is_not_lost_among_small_weights() -> None:
+    core = build_core(DecisionMambaConfig(d_model=64, mamba=MambaConfig(init="mimetic")))
+    plain = build_core(DecisionMambaConfig(d_model=64))
+    for layer, other in zip(layers(core), layers(plain), strict=True):
+        _, B, C = layer.x_proj.weight.split((layer.rank, layer.width, layer.width))
+        assert torch.equal(B, C)
+        # torch's layers: uniform within 1 / sqrt(inputs), so a deviation of 1 / sqrt(3 inputs)
+        assert layer.in_proj.weight.std().item() == pytest.approx((3 * 64) ** -0.5, rel=0.1)
+        assert other.in_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert core.layer.blocks[0].layer.after.mlp[0].weight.std().item() < 0.025
+
+
 def test_ours_does_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
