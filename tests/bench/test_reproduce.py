@@ -15,6 +15,7 @@ from statewise.training.config import TrainConfig, dump_config
 from statewise.training.log import read_metrics
 from statewise.training.online import OnlineTraining
 from statewise.training.run import RunDirectory, RunError, build_manifest
+from tests.bench.offline_claims import run_here
 
 TOTAL = 600
 OVERRIDES = {
@@ -53,7 +54,7 @@ def path_of(claim_file: Path, seed: int = 1) -> Path:
 
 
 def test_a_claim_is_trained_checked_tabulated_and_drawn(
-    claim_file: Path, capsys: pytest.CaptureFixture[str]
+    claim_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, runs = claim_file.parent / "out", claim_file.parent / "runs"
     words = [str(claim_file), "--seeds", "1", "--out", str(out), "--run-root", str(runs)]
@@ -80,6 +81,7 @@ def test_a_claim_is_trained_checked_tabulated_and_drawn(
     value["checks"] = value["checks"][:1]
     claim_file.write_text(yaml.safe_dump(value))
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+    run_here(monkeypatch)
     assert cli.reproduce(words) == 0
     assert {p: p.stat().st_mtime_ns for p in runs.rglob("*") if p.is_file()} == before
 
