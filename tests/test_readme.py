@@ -21,7 +21,9 @@ import yaml
 from statewise import __main__ as program
 from statewise.agents.build import AGENTS
 from statewise.bench import claims, worker
+from statewise.bench import diagnose as bench_diagnose
 from statewise.bench import layers as bench_layers
+from statewise.bench import offline as bench_offline
 from statewise.bench import ppo as bench_ppo
 from statewise.bench import scan as bench_scan
 from statewise.data import DatasetInfo, EpisodeDataset, write_d4rl
@@ -29,6 +31,7 @@ from statewise.envs.build import FAMILIES
 from statewise.ssm.build import SEQUENCES
 from statewise.training.config import load_config, load_preset
 from statewise.training.run import RunDirectory
+from tests.bench.offline_claims import run_here
 from tests.training.offline_cases import play
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +95,8 @@ def as_it_is(words: list[str]) -> list[str]:
 
 
 def with_quick_sizes(words: list[str]) -> list[str]:
-    return [*words, "--quick"]
+    alone = ["--workers", "1"] if words[1] == "diagnose" else []
+    return [*words, "--quick", *alone]
 
 
 def with_a_tiny_claim(words: list[str]) -> list[str]:
@@ -279,6 +283,9 @@ def test_every_command_of_the_readme_runs(
     monkeypatch.setattr(bench_scan, "launch", run_job_here)
     monkeypatch.setattr(bench_ppo, "launch", run_job_here)
     monkeypatch.setattr(bench_layers, "launch", run_job_here)
+    monkeypatch.setattr(bench_offline, "launch", run_job_here)
+    run_here(monkeypatch)
+    run_here(monkeypatch, bench_diagnose)
     run_statewise(line)
 
 
@@ -298,6 +305,7 @@ def test_what_make_calls_runs(
 ) -> None:
     recipe = " ".join(entry.removesuffix("\\") for entry in dry_run(line))
     monkeypatch.chdir(tmp_path)
+    run_here(monkeypatch)
     printed: dict[str, str] = {}
     for name, call in CALL.findall(recipe):
         for known, text in printed.items():

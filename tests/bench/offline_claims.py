@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -62,8 +63,8 @@ def loaded(folder: Path, value: Any) -> Claim:
     return load_claim(write(folder, value))
 
 
-def run_here(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Let jobs run in this process, where starting one takes no time; return those begun."""
+def run_here(monkeypatch: pytest.MonkeyPatch, module: ModuleType = pool) -> list[Job]:
+    """Let jobs of a module of `bench` run in this process, which is there; return those begun."""
     begun: list[Job] = []
 
     def start(job: Job) -> Any:
@@ -76,8 +77,8 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
             raise RunError(f"{name}: {answer['error']}")
         return answer
 
-    monkeypatch.setattr(pool, "start", start)
-    monkeypatch.setattr(pool, "finish", finish)
+    monkeypatch.setattr(module, "start", start)
+    monkeypatch.setattr(module, "finish", finish)
     return begun
 
 

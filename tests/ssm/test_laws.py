@@ -83,7 +83,7 @@ def test_the_parallel_mode_equals_the_steps(name, kind, length):
 
 
 @every_model
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     reset=st.integers(1, 5).flatmap(
         lambda rows: st.integers(1, 40).flatmap(
