@@ -34,6 +34,8 @@ IN_BLOCK = {
 }
 TRANSPOSED = ("qkv.weight", "out.weight", "up.weight", "down.weight")  # inputs first there
 POSITIONS = "encoder.wpe.weight"
+# Of its kinds of attention the faster one: dropout slows down the fused one, its default.
+ATTENTION = {"train": "eager", "act": "sdpa"}
 
 
 def _transformers() -> Any:
@@ -55,8 +57,8 @@ def _transformers() -> Any:
     return module
 
 
-def make_peer(num_obs: int, num_actions: int, width: int, num_layers: int) -> nn.Module:
-    """Return the network with one head and its default dropout.
+def make_peer(num_obs: int, num_actions: int, width: int, num_layers: int, mode: str) -> nn.Module:
+    """Return the network with one head and its default dropout, for "train" or "act".
 
     Raises:
         ModuleNotFoundError: transformers is not installed.
@@ -68,6 +70,7 @@ def make_peer(num_obs: int, num_actions: int, width: int, num_layers: int) -> nn
         hidden_size=width,
         n_layer=num_layers,
         n_head=1,
+        attn_implementation=ATTENTION[mode],
         max_ep_len=NUM_TIMESTEPS,
         bos_token_id=None,  # there are no words; the defaults lie outside the table of words
         eos_token_id=None,

@@ -146,9 +146,9 @@ def own_refusal(agent: SequenceAgent, batch: SampledBatch) -> str:
     return ""
 
 
-def make_twins(width: int) -> tuple[nn.Module, SequencePolicy]:
+def make_twins(width: int, mode: str) -> tuple[nn.Module, SequencePolicy]:
     """Return transformers' network and ours with its weights, float64, without dropout."""
-    peer = make_peer(NUM_OBS, NUM_ACTIONS, width, NUM_LAYERS).double().eval()
+    peer = make_peer(NUM_OBS, NUM_ACTIONS, width, NUM_LAYERS, mode).double().eval()
     spread(peer)
     config = DecisionTransformerConfig(d_model=width, num_layers=NUM_LAYERS)
     policy = decision_transformer.build_policy(config, OBS_SPACE, ACTION_SPACE, None)
@@ -157,9 +157,9 @@ def make_twins(width: int) -> tuple[nn.Module, SequencePolicy]:
     return peer, policy
 
 
-def peer_refusal(width: int, batch: SampledBatch) -> str:
+def peer_refusal(width: int, mode: str, batch: SampledBatch) -> str:
     """Return how transformers' network and ours with its weights differ; "" where they agree."""
-    peer, policy = make_twins(width)
+    peer, policy = make_twins(width, mode)
     rows, valid = policy.rows(batch), batch.step.valid
     got, want = predict(peer, rows, LIKE.return_scale), policy(rows)
     error = _off(got, want)
@@ -219,12 +219,13 @@ def peer_action(peer: nn.Module, batch: SampledBatch) -> Callable[[], Tensor]:
 
 
 def _run_peer(job: Job, batch: SampledBatch) -> Answer:
-    if job["check"] and (refused := peer_refusal(job["width"], make_batch(2, MAX_CHECKED))):
+    width, mode = job["width"], job["mode"]
+    if job["check"] and (refused := peer_refusal(width, mode, make_batch(2, MAX_CHECKED))):
         return {"refused": refused}
-    peer = make_peer(NUM_OBS, NUM_ACTIONS, job["width"], NUM_LAYERS)
+    peer = make_peer(NUM_OBS, NUM_ACTIONS, width, NUM_LAYERS, mode)
     spread(peer)
     call: Callable[[], object] = (
-        peer_update(peer, batch) if job["mode"] == "train" else peer_action(peer, batch)
+        peer_update(peer, batch) if mode == "train" else peer_action(peer, batch)
     )
     return _answer(job, call, peer)
 

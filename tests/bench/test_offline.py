@@ -159,8 +159,9 @@ def test_our_kernels_are_never_imported_by_their_bare_name(
 
 
 @pytest.mark.usefixtures("_transformers")
-def test_with_the_weights_of_transformers_our_network_is_theirs() -> None:
-    peer, policy = make_twins(WIDTH)
+@pytest.mark.parametrize("mode", ["train", "act"])
+def test_with_the_weights_of_transformers_our_network_is_theirs(mode: str) -> None:
+    peer, policy = make_twins(WIDTH, mode)
     batch = make_batch(3, 4)
     lengths = torch.tensor([[4], [2], [3]])
     batch = batch._replace(step=batch.step._replace(valid=torch.arange(4) < lengths))
@@ -194,7 +195,7 @@ def test_a_peer_that_is_another_network_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     batch = make_batch(2, 3)
-    assert peer_refusal(WIDTH, batch) == ""
+    assert peer_refusal(WIDTH, "train", batch) == ""
     copy = offline_peer.copy_weights
 
     def copy_wrongly(peer: nn.Module, policy: nn.Module) -> None:
@@ -203,7 +204,7 @@ def test_a_peer_that_is_another_network_is_refused(
             policy.get_parameter(name).view(-1)[0] += 0.01
 
     monkeypatch.setattr(offline_systems, "copy_weights", copy_wrongly)
-    assert "an action is" in peer_refusal(WIDTH, batch)
+    assert "an action is" in peer_refusal(WIDTH, "train", batch)
 
 
 @pytest.mark.usefixtures("_transformers")
@@ -213,7 +214,7 @@ def test_the_peer_takes_the_gradient_step_that_our_agent_takes() -> None:
     agent = DecisionTransformer(
         config, OBS_SPACE, ACTION_SPACE, statistics=None, total_updates=1, seed=0
     )
-    peer = offline_peer.make_peer(NUM_OBS, NUM_ACTIONS, WIDTH, NUM_LAYERS)
+    peer = offline_peer.make_peer(NUM_OBS, NUM_ACTIONS, WIDTH, NUM_LAYERS, "train")
     for layer in peer.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
@@ -275,7 +276,7 @@ def test_decision_s4_is_a_fifth_of_decision_transformer() -> None:
 def test_every_system_drops_the_same_share(system: str, request: pytest.FixtureRequest) -> None:
     if system == PEER:
         request.getfixturevalue("_transformers")
-        network = offline_peer.make_peer(NUM_OBS, NUM_ACTIONS, WIDTH, NUM_LAYERS)
+        network = offline_peer.make_peer(NUM_OBS, NUM_ACTIONS, WIDTH, NUM_LAYERS, "train")
     else:
         network = make_agent(system, 3, WIDTH).policy
     assert {m.p for m in network.modules() if isinstance(m, nn.Dropout)} == {0.1}
