@@ -3,13 +3,10 @@
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
-
 from statewise.bench.arm import run_path
 from statewise.bench.claims import Claim
-from statewise.training.log import read_metrics
-from statewise.training.plot import COLORS, METRIC, Curve, aggregate
-from statewise.training.run import RunDirectory
+from statewise.training.plot import COLORS, aggregate, read_curves, start_axes
+from statewise.training.plot_curves import MIN_FOR_INTERVAL
 
 
 def draw_curves(claim: Claim, runs: Collection[tuple[str, int]], root: Path, path: Path) -> None:
@@ -20,41 +17,26 @@ def draw_curves(claim: Claim, runs: Collection[tuple[str, int]], root: Path, pat
         runs: (arm, seed) of those that are finished, at least one.
         root: folder of all claims' runs.
         path: of the figure.
-    """
-    # Figure's own canvas: pyplot would keep the figure, and might ask for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    Raises:
+        RunError: a run has logged no return.
+    """
+    curves = {
+        name: read_curves([run_path(root, claim, *run) for run in runs if run[0] == name])
+        for name in dict.fromkeys(name for name, _ in runs)
+    }
+    figure, axes = start_axes(claim.title, next(iter(curves.values()))[0])
+    axes.set_ylabel("episode return in training (dotted: claimed limits)")
     for number, arm in enumerate(claim.arms):
-        seeds = [seed for name, seed in runs if name == arm.name]
-        if not seeds:
+        if arm.name not in curves:
             continue
-        color = COLORS[number % len(COLORS)]
-        curves = [_curve(run_path(root, claim, arm.name, seed), arm.name) for seed in seeds]
-        steps, mean, low, high = aggregate(curves)
-        band = "95 % interval" if len(curves) > 2 else "range"
-        axes.plot(steps, mean, color=color, label=f"{arm.name} ({len(curves)} seeds, {band})")
+        color, own = COLORS[number % len(COLORS)], curves[arm.name]
+        steps, mean, low, high = aggregate(own)
+        band = "95 % interval" if len(own) >= MIN_FOR_INTERVAL else "range"
+        axes.plot(steps, mean, color=color, label=f"{arm.name} ({len(own)} seeds, {band})")
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
         for check in claim.checks:
             if check.arm == arm.name and check.over is None:
                 axes.axhline(check.limit, color=color, linestyle=":", linewidth=1)
-    axes.set_title(claim.title)
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel("episode return in training (dotted: claimed limits)")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(edgecolor="none")
     figure.savefig(path)
-
-
-def _curve(path: Path, label: str) -> Curve:
-    run = RunDirectory.open(path)
-    rows = [row for row in read_metrics(run) if np.isfinite(row.get(METRIC, np.nan))]
-    steps = np.array([row["step"] for row in rows], dtype=np.float64)
-    return Curve(run, "", label, steps, np.array([row[METRIC] for row in rows], np.float64))

@@ -12,7 +12,6 @@ from matplotlib.ticker import EngFormatter
 from statewise.data.scores import normalized_score
 from statewise.training.plot_curves import (
     AXES,
-    METRIC,
     MIN_FOR_INTERVAL,
     RETURN,
     SCORE,
@@ -23,14 +22,14 @@ from statewise.training.plot_curves import (
 )
 from statewise.training.run import RunError, read_json
 
-__all__ = ["COLORS", "METRIC", "Curve", "aggregate", "plot_runs"]
+__all__ = ["COLORS", "aggregate", "plot_runs", "read_curves", "start_axes"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the pale yellow is left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":")
 
 
-def _start_axes(title: str, curve: Curve) -> tuple[Figure, Axes]:
+def start_axes(title: str, curve: Curve) -> tuple[Figure, Axes]:
     """Return a figure with axes for this curve and others of its kind."""
     figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
     # Figure's own canvas: pyplot would keep the figure, and might ask for a display.
@@ -118,7 +117,7 @@ def _draw_evaluation(axes: Axes, curve: Curve) -> None:
 
 
 def _plot_one(curve: Curve) -> Figure:
-    figure, axes = _start_axes(curve.env, curve)
+    figure, axes = start_axes(curve.env, curve)
     what = "evaluations on the way" if curve.metric in (SCORE, RETURN) else "training"
     _draw_line(axes, curve.steps, curve.returns, f"{curve.label}, {what}", 0)
     _draw_evaluation(axes, curve)
@@ -132,7 +131,7 @@ def _plot_groups(curves: Sequence[Curve]) -> Figure:
     for curve in curves:
         groups.setdefault((curve.env, curve.label), []).append(curve)
     envs = sorted({curve.env for curve in curves})
-    figure, axes = _start_axes(", ".join(envs), curves[0])
+    figure, axes = start_axes(", ".join(envs), curves[0])
     for number, ((env, label), members) in enumerate(groups.items()):
         steps, mean, low, high = aggregate(members)
         name = label if len(envs) == 1 else f"{env}: {label}"

@@ -356,7 +356,8 @@ class ActorCritic:
         self.critic.requires_grad_(False)
         vector = policy.inputs(batch.obs)
         code = chosen_code(policy, vector, batch.previous, batch.rtg, batch.state)
-        loss = -self.critic(vector.detach(), code, batch.rtg / self.scale)[0].mean()
+        climbed = self.critic.each[0]
+        loss = -climbed(vector.detach(), code, batch.rtg / self.scale).mean()
         report = self._actor_steps.step({"actor": loss}, loss, self.actor_updates)
         self.critic.requires_grad_(True)
         self.actor_updates += 1

@@ -1,9 +1,7 @@
 """The Python interface: load and act, learn, save, own environments, and SB3's evaluation."""
 
 import dataclasses
-import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +32,7 @@ TINY: dict[str, Any] = {
 }
 POPGYM = "ppo/repeat_previous_easy"
 CARTPOLE = "ppo/cartpole"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 @pytest.fixture(scope="module")

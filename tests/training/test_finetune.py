@@ -1,8 +1,6 @@
 """Fine-tuning in the environment: what is played, what is asked for, runs, resuming, errors."""
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +36,8 @@ GOAL = Goal(20.0, 10.0, 30.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ready() -> Iterator[None]:
+def _ready(no_waiting_for_the_disk: None) -> None:
     cases.register()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,8 @@ WORDS = ["statewise", "train", "dt/pendulum"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ready() -> Iterator[None]:
+def _ready(no_waiting_for_the_disk: None) -> None:
     cases.register()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")

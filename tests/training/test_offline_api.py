@@ -1,8 +1,6 @@
 """The Python interface of agents that learned from data: make, fit, train, load, predict, SB3."""
 
-import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +29,8 @@ DT, S4, BC = "dt/pendulum", "decision_s4/pendulum", "bc/pendulum"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ready() -> Iterator[None]:
+def _ready(no_waiting_for_the_disk: None) -> None:
     cases.register()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Evaluation of agents that learned from data, against one episode after the other."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +29,8 @@ from tests.training.toys import CounterEnv
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ready() -> Iterator[None]:
+def _ready(no_waiting_for_the_disk: None) -> None:
     cases.register()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 def make(name: str = "dt/pendulum", **changes: Any) -> TrainedOfflineAgent:

@@ -4,8 +4,6 @@ All of the real Pendulum-v1, by the command line, each with another system.
 """
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,7 @@ from tests.training import offline_cases as cases
 
 LIMIT = 40
 ENV = {"env__id": "Pendulum-v1", "env__kwargs__max_episode_steps": LIMIT, "eval__episodes": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 @pytest.fixture(scope="module")

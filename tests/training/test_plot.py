@@ -8,8 +8,8 @@ import pytest
 from matplotlib.image import imread
 
 from statewise.training import plot
-from statewise.training.plot import Curve, aggregate, plot_runs
-from statewise.training.plot_curves import read_curves
+from statewise.training.plot import aggregate, plot_runs
+from statewise.training.plot_curves import METRIC, Curve, read_curves
 from statewise.training.run import RunDirectory, RunError, write_json
 
 CONFIG = "system: ppo\nenv: {{id: {env}}}\nagent: {{sequence: {{kind: {kind}}}}}\n"
@@ -25,7 +25,7 @@ def make(
 ) -> Path:
     manifest = {} if preset is None else {"command": ["statewise", "train", preset]}
     run = RunDirectory.create(path, CONFIG.format(env=env, kind=kind), manifest)
-    rows = [{"step": step, "wall_s": 1.0, plot.METRIC: value} for step, value in points]
+    rows = [{"step": step, "wall_s": 1.0, METRIC: value} for step, value in points]
     run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -300,7 +300,7 @@ def test_runs_on_data_and_in_an_environment_are_not_drawn_together(tmp_path: Pat
 def test_a_fine_tuned_run_is_one_in_an_environment(tmp_path: Path) -> None:
     path = make_on_data(
         tmp_path / "run",
-        [{"step": 40, plot.METRIC: 3.0, "eval/score": 5.0}],
+        [{"step": 40, METRIC: 3.0, "eval/score": 5.0}],
         manifest={"command": ["statewise", "finetune", "runs/x-1"], "finetune": {}},
     )
     write_json(path / "eval.json", REPORT)
