@@ -17,7 +17,7 @@ _LAYOUTS = ("d4rl", "minari", "npz")
 
 _MAKE_HELP = """\
 environments with a budget:
-  pendulum                        12,000 steps: 5.5 minutes on a free core, 10 on a busy one
+  pendulum                        10,000 steps: 4 minutes on a free core, 8 on a busy one
   hopper, halfcheetah, walker2d   1,000,000 steps: about an hour per 200,000 steps on a free core
                                   (Hopper: 55 steps per second), an afternoon in all, two to three
                                   times that on a busy one; needs pip install 'gymnasium[mujoco]'

@@ -200,6 +200,7 @@ def evaluate_run(
     from statewise.training.api import load
 
     trained = load(path, checkpoint=checkpoint)
+    torch.set_num_threads(trained.config.num_threads)  # as in training
     options = EvalOptions(episodes, num_envs, seed, actions, targets)
     result, report = trained.evaluate(options)
     head = {"env": trained.env_id, "preset": trained.preset, "step": trained.step}

@@ -109,7 +109,14 @@ _MUJOCO: dict[str, Any] = {
 }
 RECIPES: dict[str, MakeConfig] = {
     # The score rises from 20 to 60 within 300 steps: evaluated often, so that there is a medium.
-    "pendulum": MakeConfig(env_id="Pendulum-v1", steps=12000, learning_starts=1000, eval_every=100),
+    # The learning rate is that of RL Baselines3 Zoo: most of the replay is then of a good policy.
+    "pendulum": MakeConfig(
+        env_id="Pendulum-v1",
+        steps=10_000,
+        learning_starts=1000,
+        eval_every=100,
+        learning_rate=1e-3,
+    ),
     "hopper": MakeConfig(env_id="Hopper-v5", **_MUJOCO),
     "halfcheetah": MakeConfig(env_id="HalfCheetah-v5", **_MUJOCO),
     "walker2d": MakeConfig(env_id="Walker2d-v5", **_MUJOCO),

@@ -45,6 +45,9 @@ def make_environment(env_id: str) -> Environment:
         raise EnvError(
             f"expected a time limit, got none in {env_id}: register it with max_episode_steps"
         )
+    assert isinstance(env, gymnasium.Wrapper)
+    if isinstance(env.env.observation_space, spaces.Box):  # spares every step the flat dict
+        return TransformObservation(env.env, lambda obs: np.array(obs, np.float32), parts["obs"])
     return TransformObservation(env, lambda obs: obs["obs"], parts["obs"])
 
 

@@ -52,7 +52,7 @@ def test_short_names_and_ids_lead_to_the_same_budget() -> None:
     config = find_recipe("pendulum")
     assert config == find_recipe("Pendulum-v1") == RECIPES["pendulum"]
     assert isinstance(config, MakeConfig)
-    assert (config.steps, config.learning_starts, config.episodes) == (12000, 1000, 100)
+    assert (config.steps, config.learning_starts, config.episodes) == (10_000, 1000, 100)
     changed = find_recipe("hopper", steps=200_000, algorithm="td3", episodes=3, seed=4)
     assert isinstance(changed, MakeConfig)
     assert (changed.env_id, changed.steps, changed.algorithm) == ("Hopper-v5", 200_000, "td3")
