@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from statewise.agents.imagination.agent import ImaginationAgent
+from statewise.agents.imagination.systems import DramaConfig, DreamerConfig, R2IConfig
+from statewise.agents.imagination.world_learner import S4WMConfig, WorldLearner
 from statewise.agents.offline.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from statewise.agents.offline.decision_mamba import DecisionMamba, DecisionMambaConfig
 from statewise.agents.offline.decision_mamba_mg import DecisionMambaMG, DecisionMambaMGConfig
@@ -21,9 +24,11 @@ class AgentRow(NamedTuple):
 
     config: type[Any]
     make: Callable[..., Any]
-    """Makes the agent: of "online" an `Agent`, of "offline" an `OfflineAgent`."""
+    """Makes the agent: of "online" an `Agent`, of "offline" an `OfflineAgent`, of "world_data" a
+    `WorldLearner`."""
     loop: str
-    """Where it learns: "online" in its environment, "offline" from data."""
+    """Where it learns: "online" in its environment, "world" there too, from a replay and in
+    imagination, "offline" from data, "world_data" a world model alone, from data."""
     about: str
     page: str
 
@@ -84,5 +89,33 @@ AGENTS: dict[str, AgentRow] = {
         "offline",
         "IQL: values of the better actions in the data (Kostrikov et al. 2021)",
         "docs/systems/value_based.md",
+    ),
+    "dreamer": AgentRow(
+        DreamerConfig,
+        ImaginationAgent,
+        "world",
+        "DreamerV3: actor-critic in the imagination of a GRU world model (Hafner et al. 2023)",
+        "docs/systems/dreamer.md",
+    ),
+    "r2i": AgentRow(
+        R2IConfig,
+        ImaginationAgent,
+        "world",
+        "R2I: Dreamer with a state-space layer, whole windows in one scan (Samsami et al. 2024)",
+        "docs/systems/r2i.md",
+    ),
+    "drama": AgentRow(
+        DramaConfig,
+        ImaginationAgent,
+        "world",
+        "Drama: Dreamer with Mamba, windows drawn by how often they were seen (Wang et al. 2025)",
+        "docs/systems/drama.md",
+    ),
+    "s4wm": AgentRow(
+        S4WMConfig,
+        WorldLearner,
+        "world_data",
+        "S4WM: a world model from data, judged by what it imagines (Deng et al. 2023)",
+        "docs/systems/s4wm.md",
     ),
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from statewise.bench.offline import OfflineOptions
     from statewise.bench.ppo import PPOOptions
     from statewise.bench.scan import Outcome, ScanOptions
+    from statewise.bench.worldmodel import WorldModelOptions
 
 REFUSED = 1
 WIDTH = 120  # of tables in files and pipes
@@ -37,7 +38,7 @@ status: 0 if every check holds; 1 if one fails, or is NOT RUN because runs of it
 
 
 def bench(argv: list[str]) -> int:
-    """Measure speed, or what layers can learn: scan|layers|ppo|offline|diagnose [--json F] ..."""
+    """Measure speed, or what layers can learn: NAME [--json F] [--quick] ..."""
     options = _bench_parser().parse_args(argv)
     if options.name == "diagnose":
         report = diagnose(options, _say)
@@ -50,6 +51,7 @@ def bench(argv: list[str]) -> int:
     from statewise.bench import offline as offline_bench
     from statewise.bench import ppo as ppo_bench
     from statewise.bench import scan as scan_bench
+    from statewise.bench import worldmodel as worldmodel_bench
     from statewise.bench.table import load_average
 
     load_before = load_average()
@@ -59,6 +61,8 @@ def bench(argv: list[str]) -> int:
         outcome = layers_bench.run_layers(_layers_options(options), _say)
     elif options.name == "offline":
         outcome = offline_bench.run_offline(_offline_options(options), _say)
+    elif options.name == "worldmodel":
+        outcome = worldmodel_bench.run_worldmodel(_worldmodel_options(options), _say)
     else:
         outcome = ppo_bench.run_ppo(_ppo_options(options), _say)
     return _report(options.name, outcome, options.json, load_before)
@@ -121,7 +125,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {"bench": bench, "reproduce": 
 
 def _bench_parser() -> argparse.ArgumentParser:
     parser = command_parser("bench", bench)
-    metavar = "scan|layers|ppo|offline|diagnose"
+    metavar = "scan|layers|ppo|offline|worldmodel|diagnose"
     names = parser.add_subparsers(dest="name", required=True, metavar=metavar)
     scan = names.add_parser("scan", help="the linear scan, forward and backward")
     scan.add_argument("--shape", type=_shape, action="append", help="B,T,D; may be repeated")
@@ -137,7 +141,9 @@ def _bench_parser() -> argparse.ArgumentParser:
     ppo.add_argument("--threads", type=count, default=2, help="of the CartPole cases")
     offline = names.add_parser("offline", help="decision policies beside transformers'")
     offline.add_argument("--threads", type=count, default=2, help="of training and acting")
-    for part in (scan, layers, ppo, offline):
+    world = names.add_parser("worldmodel", help="a world model with a scan and with a GRU")
+    world.add_argument("--threads", type=count, default=2, help="of training and imagination")
+    for part in (scan, layers, ppo, offline, world):
         part.add_argument("--rounds", type=count, help="turns that every system takes")
         part.add_argument("--json", type=Path, metavar="F", help="write the rows to a file")
         part.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
@@ -215,6 +221,22 @@ def _offline_options(options: argparse.Namespace) -> "OfflineOptions":
             act_seconds=0.01,
         )
     return OfflineOptions(threads=options.threads, rounds=options.rounds or 3)
+
+
+def _worldmodel_options(options: argparse.Namespace) -> "WorldModelOptions":
+    from statewise.bench.worldmodel import WorldModelOptions
+
+    if options.quick:
+        return WorldModelOptions(
+            lengths=(3,),
+            wide=(2, 4, 16),
+            rollouts=4,
+            threads=options.threads,
+            rounds=options.rounds or 1,
+            reps=1,
+            seconds=0.01,
+        )
+    return WorldModelOptions(threads=options.threads, rounds=options.rounds or 3)
 
 
 def _report(name: str, outcome: "Outcome", path: Path | None, load_before: float) -> int:

@@ -7,12 +7,14 @@ three tokens each.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
 from statewise.bench.measure import Timing
-from statewise.bench.process import Job, launch
+from statewise.bench.process import Job
+from statewise.bench.rounds import run_rounds
 from statewise.bench.scan import Outcome
 from statewise.bench.table import Figure
 
@@ -52,14 +54,6 @@ class OfflineOptions:
     act_seconds: float = 1.0
 
 
-@dataclass
-class _Found:
-    """What the rounds of a case gave, by system."""
-
-    timings: dict[str, Timing] = field(default_factory=dict)
-    parameters: dict[str, int] = field(default_factory=dict)
-
-
 def cases_of(options: OfflineOptions) -> tuple[Case, ...]:
     """Return the cases of a run."""
     K = options.contexts[0]
@@ -75,7 +69,8 @@ def run_offline(options: OfflineOptions, say: Callable[[str], None]) -> Outcome:
     outcome = Outcome()
     sizes: dict[str, int] = {}
     for case in cases_of(options):
-        found = _run_case(options, case, outcome, say)
+        job = partial(_job, options, case)
+        found = run_rounds(case.name, case.systems, options.rounds, job, outcome, say)
         outcome.figures += _speeds(options, case, found.timings)
         if case.mode == "train":
             sizes = sizes or found.parameters
@@ -83,32 +78,7 @@ def run_offline(options: OfflineOptions, say: Callable[[str], None]) -> Outcome:
     return outcome
 
 
-def _run_case(
-    options: OfflineOptions, case: Case, outcome: Outcome, say: Callable[[str], None]
-) -> _Found:
-    found = _Found()
-    open_systems = list(case.systems)
-    for number in range(options.rounds):
-        for system in list(open_systems):
-            say(f"{case.name}, round {number + 1} of {options.rounds}: {system}")
-            answer = launch(_job(options, case, system, check=number == 0))
-            if "missing" in answer:
-                outcome.missing.append(f"{case.name}, {system}: {answer['missing']}")
-                open_systems.remove(system)
-                continue
-            if answer["refused"]:
-                outcome.refused.append(f"{case.name}, {system}: {answer['refused']}")
-                open_systems.remove(system)
-                continue
-            timing = found.timings.setdefault(system, Timing([], []))
-            wall, cpu = answer["timing"]
-            timing.wall.extend(wall)
-            timing.cpu.extend(cpu)
-            found.parameters[system] = answer["parameters"]
-    return found
-
-
-def _job(options: OfflineOptions, case: Case, system: str, *, check: bool) -> Job:
+def _job(options: OfflineOptions, case: Case, system: str, check: bool) -> Job:
     return {
         "kind": "offline",
         "mode": case.mode,

@@ -29,10 +29,10 @@ from statewise.agents.offline.decision_transformer import (
     DecisionTransformerConfig,
 )
 from statewise.agents.offline.inputs import ActionCode
-from statewise.agents.offline.optimizer import Optimizer, OptimizerSettings
 from statewise.agents.offline.sequence_agent import SequenceAgent
 from statewise.agents.offline.sequence_policy import SequencePolicy
 from statewise.agents.offline.tokens import PolicyRows
+from statewise.agents.optimizer import Optimizer, OptimizerSettings
 from statewise.agents.recurrent_ppo import masked_mean
 from statewise.bench.measure import Timing, time_calls
 from statewise.bench.offline import DS4, DT, MAMBA, PEER, WIDE

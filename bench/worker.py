@@ -23,6 +23,7 @@ JOBS = {
     "update": "statewise.bench.update_systems",
     "layers": "statewise.bench.layers_systems",
     "offline": "statewise.bench.offline_systems",
+    "worldmodel": "statewise.bench.worldmodel_systems",
     "arm": "statewise.bench.arm",
     "data": "statewise.bench.data_job",
     "diagnose": "statewise.bench.diagnose_train",

@@ -12,6 +12,8 @@ from statewise.data.npz import read_npz, write_npz
 from statewise.data.rows import returns_to_go
 from statewise.data.samplers import (
     SampledBatch,
+    StreamConfig,
+    StreamSampler,
     TrajectoryConfig,
     TrajectorySampler,
     TransitionBatch,
@@ -47,6 +49,8 @@ __all__ = [
     "SampledBatch",
     "Statistics",
     "Step",
+    "StreamConfig",
+    "StreamSampler",
     "TrajectoryConfig",
     "TrajectorySampler",
     "TransitionBatch",

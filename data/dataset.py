@@ -155,6 +155,20 @@ class EpisodeDataset:
         numbers = (np.array([value], np.int64) for value in (number, begin, end, 0, 0))
         return lay_out(self.source, Stretches(*numbers), (1, end - begin)).step
 
+    def whole(self, indices: Sequence[int] | Index) -> Step:
+        """Return whole episodes, a line each, padded on the right: (B, T, ...).
+
+        Final observations are rows where they are known.
+
+        Raises:
+            IndexError: there is no such episode.
+        """
+        number = np.arange(len(self), dtype=np.int64)[np.asarray(indices, np.int64)]
+        rows = self.lengths[number] + self.has_final[number]
+        line, zero = np.arange(len(number)), np.zeros(len(number), np.int64)
+        shape = (len(number), int(rows.max()))
+        return lay_out(self.source, Stretches(number, zero, rows, line, zero), shape).step
+
     def subset(self, indices: Sequence[int] | Index) -> "EpisodeDataset":
         """Return some of the episodes, in the order given; it may be none.
 

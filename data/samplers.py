@@ -1,7 +1,8 @@
 """Random batches of a data set: windows, whole episodes, and single transitions.
 
 Every step of the data set is equally likely to be the one that is drawn: an episode comes with a
-probability proportional to its length. A sampler draws from the generator it is given and from
+probability proportional to its length; in streams, which go on with the next one, all come equally
+often. A sampler draws from the generator it is given and from
 nothing else, so that its state is the generator's.
 """
 
@@ -23,6 +24,7 @@ from statewise.data.rows import Rows, Stretches, all_returns_to_go, lay_out
 from statewise.data.step import Step
 
 Final = Literal["include", "exclude"]
+StreamStart = Literal["any", "episode"]
 
 
 class SampledBatch(NamedTuple):
@@ -35,7 +37,7 @@ class SampledBatch(NamedTuple):
     timestep: Tensor
     """(B, T) int64 within the episode; 0 on padding."""
     episode: Tensor
-    """(B,) int64 numbers of the episodes; of packed rows (n,), line after line."""
+    """(B,) int64 numbers of the episodes; of packed rows and streams (n,), line after line."""
 
 
 class TransitionBatch(NamedTuple):
@@ -102,6 +104,25 @@ class TrajectoryConfig:
         _check_at_least_one(batch_size=self.batch_size, buckets=self.buckets)
         checks.check_choice("final", self.final, get_args(Final))
         checks.check_choice("packing", self.packing, ("none", "rows"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Settings of a `StreamSampler`.
+
+    Raises:
+        DataConfigError: a field is out of its range.
+    """
+
+    length: int = 64  # T >= 1, rows of a line
+    batch_size: int = 16  # >= 1, lines
+    starts: StreamStart = "any"  # episode: lines begin with first rows of episodes
+    final: Final = "include"  # whether a known final observation is a row
+
+    def __post_init__(self) -> None:
+        _check_at_least_one(length=self.length, batch_size=self.batch_size)
+        checks.check_choice("final", self.final, get_args(Final))
+        checks.check_choice("starts", self.starts, get_args(StreamStart))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +264,54 @@ class TrajectorySampler(Sampler):
         self._num_rows += laid_out.is_padding.size
         self._num_padding += int(laid_out.is_padding.sum())
         return _batch(laid_out, episode)
+
+
+class StreamSampler(Sampler):
+    """Lines of T rows, cut from an endless stream of episodes in random order.
+
+    A line goes on over the ends of its episodes, each of which is drawn from all with equal
+    chances, and is full: nothing is padding. Its last episode may be cut off, and with `starts`
+    "any" also its first, whose memory is then not known: `reset`, but not `is_first`.
+
+    Args:
+        dataset: with at least one episode.
+        config: sizes and variants.
+        generator: is drawn from.
+
+    Raises:
+        EmptyDataset: no episode.
+    """
+
+    def __init__(
+        self, dataset: EpisodeDataset, config: StreamConfig, generator: np.random.Generator
+    ) -> None:
+        super().__init__(dataset, generator)
+        self.config = config
+        self._rows = self._available(config.final)
+        self._ends = np.cumsum(self._rows)
+        self._known = _known_returns(self.source)
+
+    def sample(self) -> SampledBatch:
+        """Draw B lines, (B, T)."""
+        size, length = self.config.batch_size, self.config.length
+        line, column = np.arange(size), np.zeros(size, np.int64)
+        if self.config.starts == "any":
+            episode, begin = _locate(self._ends, self.generator.integers(self._ends[-1], size=size))
+        else:
+            episode, begin = self.generator.integers(len(self._rows), size=size), column
+        pieces = []
+        while len(line):
+            end = np.minimum(self._rows[episode], begin + length - column)
+            pieces.append(Stretches(episode, begin, end, line, column))
+            column = column + end - begin
+            line, column = line[column < length], column[column < length]
+            episode = self.generator.integers(len(self._rows), size=len(line))
+            begin = np.zeros(len(line), np.int64)
+        joined = Stretches(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
+        order = np.lexsort((joined.column, joined.line))
+        stretches = Stretches(*(part[order] for part in joined))
+        rows = lay_out(self.source, stretches, (size, length), known=self._known)
+        return _batch(rows, stretches.episode)
 
 
 class TransitionSampler(Sampler):

@@ -1,8 +1,10 @@
 """Small data sets with known answers, made at once from closed forms.
 
-    rtg_dial            return conditioning: the return asked for is the sum of the actions
-    delayed_cue         memory: the first observation decides the last action
-    double_integrator   control: the expert is the linear quadratic regulator
+    rtg_dial              return conditioning: the return asked for is the sum of the actions
+    delayed_cue           memory: the first observation decides the last action
+    double_integrator     control: the expert is the linear quadratic regulator
+    distracting_hallway   world models: the last reward depends on what was seen at the start
+    multi_doors_keys      world models: what a door does depends on the keys picked up and used
 
 Each belongs to an environment `statewise/<Name>-v0` on which a policy can be evaluated. The
 constants here are those of the environments with their default arguments.
@@ -23,6 +25,9 @@ STEPS, DT, FORCE, START = 50, 0.1, 3.0, 1.0
 A = np.array([[1.0, DT], [0.0, 1.0]])
 B = np.array([[DT**2 / 2], [DT]])
 Q, R = np.diag([1.0, 0.1]), np.array([[1.0]])
+WALK, UP, DOWN = range(3)
+SIGHT, ROOM, NARROWEST = 2, 3, 2
+PREVIOUS, NEXT, TAKE, TRY = range(4)  # of MultiDoorsKeys
 
 _ITERATIONS = 10_000
 _CONVERGED = 1e-13  # relative change of P
@@ -136,6 +141,134 @@ def double_integrator(
     return _dataset(obs, actions, rewards, info, ends="truncated")
 
 
+def distracting_hallway(
+    num_episodes: int = 2000, *, length: int = 100, low: int | None = None, seed: int = 0
+) -> EpisodeDataset:
+    """Return episodes of DistractingHallway: walk to the end, then take a side at random.
+
+    No action depends on the kind, and the last reward, 1 or 0, only on kind and side.
+
+    Args:
+        num_episodes: >= 1.
+        length: width of the hallway in columns, >= 2; an episode has 4 steps more.
+        low: None: all are `length` wide; else widths are uniform in low .. length, >= 2.
+        seed: of numpy's generator, >= 0.
+
+    Raises:
+        DataConfigError: a number is out of its range.
+    """
+    _check_counts(num_episodes=num_episodes)
+    narrowest = length if low is None else low
+    if not NARROWEST <= narrowest <= length:
+        problem = f"expected {NARROWEST} <= low <= length, got {low} and {length}"
+        raise DataConfigError(problem, key="low" if low is not None else "length")
+    generator = np.random.default_rng(seed)
+    kind = generator.integers(2, size=num_episodes)
+    width = generator.integers(narrowest, length + 1, size=num_episodes)
+    sides = generator.integers(2, size=(num_episodes, length))
+    choice = generator.integers(UP, DOWN + 1, size=num_episodes)
+    obs, end = _hallway_views(kind, width, sides), ROOM + width
+    actions = np.full((num_episodes, ROOM + length + 1), WALK)
+    rewards = np.zeros(actions.shape, np.float32)
+    every = np.arange(num_episodes)
+    actions[every, end], rewards[every, end] = choice, choice == UP + kind
+    widths = np.arange(narrowest, length + 1, dtype=np.float64)
+    info = DatasetInfo(
+        env_id="statewise/DistractingHallway-v0",
+        obs_specs={"obs": _box([0] * obs.shape[2], [1] * obs.shape[2])},
+        action_spec=ArraySpec(shape=(), dtype="int64", num_choices=(3,)),
+        max_episode_steps=ROOM + length + 1,
+        ref_min=float((3.0 ** -(ROOM + widths + 1)).mean()),
+        ref_max=1.0,
+        generator={
+            "made_by": "distracting_hallway",
+            "width": length,
+            "low": narrowest,
+            "seed": seed,
+        },
+    )
+    return _dataset(obs, actions, rewards, info, ends="terminated", steps=end + 1)
+
+
+def multi_doors_keys(
+    num_episodes: int = 2000, *, num_keys: int = 3, length: int = 100, seed: int = 0
+) -> EpisodeDataset:
+    """Return episodes of MultiDoorsKeys: see all rooms, then go to take keys and try doors.
+
+    The walker goes to the last room first. From there on it goes to a room drawn at random, to
+    take its key or to try its door with equal chances, and so on. Nothing it does depends on
+    the keys. About half of the doors that are tried open.
+
+    Args:
+        num_episodes: >= 1.
+        num_keys: rooms, doors and keys, >= 2.
+        length: steps of an episode, >= 4 num_keys - 2.
+        seed: of numpy's generator, >= 0.
+
+    Raises:
+        DataConfigError: a number is out of its range.
+    """
+    _check_counts(num_episodes=num_episodes)
+    if num_keys < 2:
+        raise DataConfigError(f"expected at least 2, got {num_keys}", key="num_keys")
+    if length < 4 * num_keys - 2:
+        problem = f"expected at least {4 * num_keys - 2} with {num_keys} keys, got {length}"
+        raise DataConfigError(problem, key="length")
+    generator = np.random.default_rng(seed)
+    rooms = np.broadcast_to(np.arange(num_keys), (num_episodes, num_keys))
+    keys = generator.permuted(rooms, axis=1)
+    goals = generator.integers(num_keys, size=(num_episodes, length))
+    goals[:, 0] = num_keys - 1
+    deeds = generator.integers(TAKE, TRY + 1, size=(num_episodes, length))
+    obs, actions, rewards = _play_keys(keys, goals, deeds)
+    info = DatasetInfo(
+        env_id="statewise/MultiDoorsKeys-v0",
+        obs_specs={"obs": _box([-1] + [0] * 2 * num_keys, [1] * (2 * num_keys + 1))},
+        action_spec=ArraySpec(shape=(), dtype="int64", num_choices=(4,)),
+        max_episode_steps=length,
+        ref_min=random_doors(num_keys, length),
+        ref_max=1.0,
+        generator={
+            "made_by": "multi_doors_keys",
+            "num_keys": num_keys,
+            "length": length,
+            "seed": seed,
+        },
+    )
+    return _dataset(obs, actions, rewards, info, ends="truncated")
+
+
+def random_doors(num_keys: int, length: int) -> float:
+    """Return the expected return of random actions in MultiDoorsKeys.
+
+    That is, for one door and all places of door and key, the chance that it opens within the
+    episode minus the expected number of tries in vain. They follow from a Markov chain over h,
+    which is 0 and 1 while the key is on its hook and in the hand for the first time, 2 and 3
+    for all later times, and the room x:
+
+        p'(h, x) = (p(h, left of x) + p(h, right of x)) / 4 + p(h, x) / 2      walk; take, try
+        at the key a take leads from 0 to 1 and from 2 to 3, at the door a try from 1 and 3 to 2
+    """
+    n = num_keys
+    walk = np.eye(n, k=1) + np.eye(n, k=-1)
+    walk[0, 0] = walk[-1, -1] = 1  # into the wall
+    pairs = np.arange(n * n)
+    key, door = np.divmod(pairs, n)
+    p = np.zeros((n * n, 4, n))
+    p[:, 0, 0] = 1
+    total = 0.0
+    for _ in range(length):
+        new = p @ walk / 4 + p / 2
+        for at, before, after in ((key, 0, 1), (key, 2, 3), (door, 1, 2), (door, 3, 2)):
+            moved = p[pairs, before, at] / 4
+            new[pairs, before, at] -= moved
+            new[pairs, after, at] += moved
+        opened = p[pairs, 1, door].mean() / 4
+        total += float(opened - (p[pairs, 0, door] + p[pairs, 2, door]).mean() / 4)
+        p = new
+    return total
+
+
 def riccati(A: Matrix, B: Matrix, Q: Matrix, R: Matrix) -> tuple[Matrix, Matrix]:
     """Solve the discrete algebraic Riccati equation by iteration.
 
@@ -214,20 +347,93 @@ def _simulate(
     return obs, actions, rewards
 
 
+def _hallway_views(
+    kind: NDArray[np.int64], width: NDArray[np.int64], sides: NDArray[np.int64]
+) -> Array:
+    """Return what a walker sees, (E, longest + 5, 75) float32, zeros once it has chosen.
+
+    Args:
+        kind: (E,) 0 or 1, channel of the kind.
+        width: (E,) columns of the hallway.
+        sides: (E, longest) 0 or 1: where the distractor of a column lies, up or down.
+    """
+    count, longest = sides.shape
+    end = ROOM + width
+    # All columns of the world, from SIGHT before the first to SIGHT behind the last possible one.
+    world = np.zeros((count, SIGHT + ROOM + longest + 1 + SIGHT, 5, 3), np.float32)
+    every = np.arange(count)
+    world[every, SIGHT : SIGHT + ROOM, :, kind] = 1
+    e, column = np.nonzero(np.arange(longest) < width[:, None])
+    world[e, SIGHT + ROOM + column, 1 + 2 * sides[e, column], 2] = 1
+    world[every, SIGHT + end, :2, 0] = 1
+    world[every, SIGHT + end, 3:, 1] = 1
+    seen = np.lib.stride_tricks.sliding_window_view(world, 2 * SIGHT + 1, axis=1)
+    views = seen.transpose(0, 1, 2, 4, 3)  # (E, x, row, column, channel)
+    rows = ROOM + longest + 2
+    obs = np.zeros((count, rows, 5, 2 * SIGHT + 1, 3), np.float32)
+    obs[:, :-1] = views
+    obs[np.arange(rows) > end[:, None]] = 0
+    return obs.reshape(count, rows, -1)
+
+
+def _play_keys(
+    keys: NDArray[np.int64], goals: NDArray[np.int64], deeds: NDArray[np.int64]
+) -> tuple[Array, Array, Array]:
+    """Return observations (E, T + 1, 2 n + 1), actions (E, T) and rewards (E, T).
+
+    Args:
+        keys: (E, n) colour of the key of each room.
+        goals: (E, T) rooms to go to, one after the other.
+        deeds: (E, T) what is done there, TAKE or TRY.
+    """
+    (count, n), length = keys.shape, goals.shape[1]
+    every, one_hot = np.arange(count), np.eye(n, dtype=np.float32)
+    room, errand, door = np.zeros((3, count), np.int64)
+    held, opened = np.zeros((2, count, n), bool)
+    obs = np.empty((count, length + 1, 2 * n + 1), np.float32)
+    actions, rewards = np.empty((count, length), np.int64), np.empty((count, length), np.float32)
+    for t in range(length + 1):
+        key = keys[every, room]
+        obs[:, t, 0], obs[:, t, 1 : n + 1] = door, one_hot[room]
+        obs[:, t, n + 1 :] = one_hot[key] * ~held[every, key][:, None]
+        if t == length:
+            break
+        goal = goals[every, errand]
+        action = np.where(goal > room, NEXT, np.where(goal < room, PREVIOUS, deeds[every, errand]))
+        opens = (action == TRY) & held[every, room]
+        actions[:, t] = action
+        paid = (opens & ~opened[every, room]).astype(np.int64) - ((action == TRY) & ~opens)
+        rewards[:, t] = paid / n
+        opened[every, room] |= opens
+        held[every, room] &= ~opens
+        held[every, key] |= action == TAKE
+        door = (action == TRY) * np.where(opens, 1, -1)
+        errand += goal == room
+        room = room + np.sign(goal - room)
+    return obs, actions, rewards
+
+
 def _dataset(
-    obs: Array, actions: Array, rewards: Array, info: DatasetInfo, *, ends: str
+    obs: Array,
+    actions: Array,
+    rewards: Array,
+    info: DatasetInfo,
+    *,
+    ends: str,
+    steps: NDArray[np.int64] | None = None,
 ) -> EpisodeDataset:
-    """Return episodes of equal lengths from arrays (E, T + 1, ...) and (E, T, ...)."""
+    """Return episodes from arrays (E, T + 1, ...) and (E, T, ...); of (E,) steps, or T all."""
+    counts = np.full(len(rewards), rewards.shape[1]) if steps is None else steps
     episodes = [
         Episode(
-            observations={"obs": obs[index]},
-            actions=actions[index],
-            rewards=rewards[index],
+            observations={"obs": obs[index, : count + 1]},
+            actions=actions[index, :count],
+            rewards=rewards[index, :count],
             terminated=ends == "terminated",
             truncated=ends == "truncated",
             index=index,
         )
-        for index in range(len(rewards))
+        for index, count in enumerate(counts.tolist())
     ]
     return EpisodeDataset.from_episodes(episodes, info)
 

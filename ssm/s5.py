@@ -45,7 +45,10 @@ class S5Config:
     init: Literal["legs", "ptd"] = "legs"  # the normal part of HiPPO-LegS, or all of it, perturbed
     perturbation: float | None = None  # > 0, size of ptd's E relative to A; None means 0.1
     discretization: Literal["zoh", "bilinear"] = "zoh"
-    c_init: Literal["truncated_normal", "lecun_normal", "complex_normal"] = "truncated_normal"
+    b_init: Literal["normal", "gamma_normalised"] = "normal"  # scaled so that x has the size of u
+    c_init: Literal["truncated_normal", "lecun_normal", "complex_normal", "half_normal"] = (
+        "truncated_normal"
+    )
     dt_min: float = 1e-3  # > 0, smallest initial time step
     dt_max: float = 0.1  # >= dt_min
     memory_steps: MemorySteps | None = None  # shortest, longest, >= 1: in place of dt_min, dt_max
@@ -142,10 +145,24 @@ class S5Layer(DiagonalLayer):
             SPECTRUM_WINDOW[config.init], config.dt_min, config.dt_max, config.memory_steps
         )
         self.log_step = nn.Parameter(log_uniform((P,), *steps).to(torch.get_default_dtype()))
+        if config.b_init == "gamma_normalised":
+            self._normalise_input()
+
+    @torch.no_grad()
+    def _normalise_input(self) -> None:
+        """Scale the rows of B: what stands before them becomes sqrt(1 - |a|^2), as in the LRU.
+
+        With white inputs every state then has the same size, however long it remembers. With the
+        papers' start a long memory is a small state, which minutes of training do not find.
+        """
+        a, gain = self._transition()
+        wanted = (1 - a.square().sum(-1)).clamp(min=0).sqrt()
+        self.B.mul_((wanted / gain.square().sum(-1).sqrt())[:, None, None])
 
     def _initial_output(self, H: int, N: int, V: Tensor) -> Tensor:
-        if self.config.c_init == "complex_normal":
-            return torch.randn(H, V.shape[1], 2) * 0.5**0.5
+        if self.config.c_init in ("complex_normal", "half_normal"):
+            std = 0.5 if self.config.c_init == "half_normal" else 0.5**0.5
+            return torch.randn(H, V.shape[1], 2) * std
         # The two scales differ by sqrt(H): the fan-in of one row, or of the whole array.
         std = (N if self.config.c_init == "truncated_normal" else N * H) ** -0.5
         raw = torch.view_as_complex(truncated_normal((H, N, 2), std, None))
@@ -155,8 +172,8 @@ class S5Layer(DiagonalLayer):
         """Return the continuous eigenvalues as (real, imaginary), each (P,), real < 0."""
         return real_part.value(self.config.re_param, getattr(self, self.re_name)), self.Lambda_im
 
-    def discretize(self) -> Discrete:
-        """Return the discrete system of the present parameters."""
+    def _transition(self) -> tuple[Tensor, Tensor]:
+        """Return a and the factor before B of the present parameters, pairs (P, 2)."""
         re, im = self.eigenvalues()
         dt = self.config.dt_scale * self.log_step.exp()
         if self.config.discretization == "zoh":
@@ -167,12 +184,15 @@ class S5Layer(DiagonalLayer):
                 (torch.expm1(re * dt) * (im * dt).cos() - 2 * half.square(), a[:, 1]), -1
             )
             inverse = torch.stack((re, -im), -1) / (re.square() + im.square())[:, None]
-            gain = diagonal.complex_product(less_one, inverse)
-        else:
-            x, y = re * dt / 2, im * dt / 2
-            inverse = torch.stack((1 - x, y), -1) / ((1 - x).square() + y.square())[:, None]
-            a = diagonal.complex_product(torch.stack((1 + x, y), -1), inverse)
-            gain = dt[:, None] * inverse
+            return a, diagonal.complex_product(less_one, inverse)
+        x, y = re * dt / 2, im * dt / 2
+        inverse = torch.stack((1 - x, y), -1) / ((1 - x).square() + y.square())[:, None]
+        a = diagonal.complex_product(torch.stack((1 + x, y), -1), inverse)
+        return a, dt[:, None] * inverse
+
+    def discretize(self) -> Discrete:
+        """Return the discrete system of the present parameters."""
+        a, gain = self._transition()
         w_in = diagonal.input_matrix(diagonal.complex_product(gain[:, None], self.B))
         scale = 2.0 if self.config.conj_sym else 1.0
         return Discrete(a, w_in, diagonal.output_matrix(self.C, scale))

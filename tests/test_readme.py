@@ -23,7 +23,7 @@ from statewise.agents.build import AGENTS
 from statewise.bench import claims, worker
 from statewise.bench import diagnose as bench_diagnose
 from statewise.bench import layers as bench_layers
-from statewise.bench import offline as bench_offline
+from statewise.bench import rounds as bench_rounds
 from statewise.bench import ppo as bench_ppo
 from statewise.bench import scan as bench_scan
 from statewise.data import DatasetInfo, EpisodeDataset, write_d4rl
@@ -283,7 +283,7 @@ def test_every_command_of_the_readme_runs(
     monkeypatch.setattr(bench_scan, "launch", run_job_here)
     monkeypatch.setattr(bench_ppo, "launch", run_job_here)
     monkeypatch.setattr(bench_layers, "launch", run_job_here)
-    monkeypatch.setattr(bench_offline, "launch", run_job_here)
+    monkeypatch.setattr(bench_rounds, "launch", run_job_here)
     run_here(monkeypatch)
     run_here(monkeypatch, bench_diagnose)
     run_statewise(line)

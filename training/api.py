@@ -18,6 +18,7 @@ from statewise.training.config import (
     ConfigError,
     OfflineTrainConfig,
     RunConfig,
+    S4WMRun,
     apply_overrides,
     dump_config,
     load_config,
@@ -30,11 +31,14 @@ from statewise.training.progress import Progress
 from statewise.training.run import RunDirectory, RunError, note_resume
 from statewise.training.trained import TrainedAgent
 from statewise.training.trained_offline import TrainedOfflineAgent
+from statewise.training.trained_world import TrainedWorldAgent
+from statewise.training.trained_world_model import TrainedWorldModel
 
 __all__ = [
     "PlayingAgent",
     "TrainedAgent",
     "TrainedOfflineAgent",
+    "TrainedWorldModel",
     "load",
     "make",
     "resume_training",
@@ -46,12 +50,17 @@ __all__ = [
 DataPaths = str | Path | Sequence[str | Path]
 
 # What is learned from, by the loop that `agents.build` names.
-_KINDS: dict[str, Any] = {"online": TrainedAgent, "offline": TrainedOfflineAgent}
+_KINDS: dict[str, Any] = {
+    "online": TrainedAgent,
+    "offline": TrainedOfflineAgent,
+    "world": TrainedWorldAgent,
+    "world_data": TrainedWorldModel,
+}
 
 
-def _learns_from_data(config: RunConfig, got: str) -> OfflineTrainConfig:
+def _learns_from_data(config: RunConfig, got: str) -> OfflineTrainConfig | S4WMRun:
     """Return the settings, or raise ConfigError."""
-    if not isinstance(config, OfflineTrainConfig):
+    if not isinstance(config, OfflineTrainConfig | S4WMRun):
         raise ConfigError(
             f"data: expected none for {config.system}, which learns in its environment, got {got}"
         )
@@ -96,7 +105,7 @@ def make(
     makers: dict[str, Any] = {"env": env, "encoder": encoder, "preset": preset}
     if isinstance(data, EpisodeDataset):
         offline = _learns_from_data(config, f"{len(data)} episodes")
-        return TrainedOfflineAgent(offline, data=data, **makers)
+        return _new(offline, data=data, **makers)
     return _new(with_data(config, data), **makers)
 
 

@@ -5,15 +5,11 @@ imported inside the command that needs it, so that `statewise --help` answers at
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from statewise.training.arguments import command_parser, count, seed
 from statewise.training.schema import ConfigError
-
-if TYPE_CHECKING:
-    from statewise.training.evaluate import EvalResult  # needs torch, which `--help` does not
 
 TOPICS = ("presets", "layers", "agents", "worldmodels", "envs")
 
@@ -92,7 +88,7 @@ def finetune(argv: list[str]) -> int:
 
 
 def evaluate(argv: list[str]) -> int:
-    """Play episodes with a trained agent: RUN [--episodes N] [--targets R ...] ..."""
+    """Evaluate a trained agent or world model: RUN [--episodes N] [--targets R ...] ..."""
     parser = command_parser("eval", evaluate)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--episodes", type=count, help="by default eval.episodes of the run")
@@ -120,22 +116,11 @@ def evaluate(argv: list[str]) -> int:
         targets=None if options.targets is None else tuple(options.targets),
         checkpoint=options.checkpoint,
     )
-    for line in _evaluation_lines(result):
+    *lines, last = result.lines()
+    for line in lines:
         print(line)
-    low, high = result.return_ci95
-    print(
-        f"return {result.return_mean:.4g}, 95 % interval {low:.4g} to {high:.4g}, "
-        f"{len(result.episodes)} episodes: {options.run / 'eval.json'}"
-    )
+    print(f"{last}: {options.run / 'eval.json'}")
     return 0
-
-
-def _evaluation_lines(result: "EvalResult") -> Iterator[str]:
-    """Yield a line per target, with its score; of agents that learned from data."""
-    for one in result.targets:
-        asked = "" if one.target is None else f"target {one.target:g}: "
-        score = "not known" if one.score is None else f"{one.score:.1f}"
-        yield f"{asked}return {one.result.return_mean:.4g}, score {score}"
 
 
 def plot(argv: list[str]) -> int:

@@ -48,6 +48,13 @@ from statewise.training.schema import (
     split_tokens,
     unknown_field,
 )
+from statewise.training.world_config import (
+    DramaRun,
+    DreamerRun,
+    R2IRun,
+    S4WMRun,
+    WorldTrainConfig,
+)
 from statewise.training.yaml_text import read_word, read_yaml
 
 __all__ = [
@@ -56,7 +63,9 @@ __all__ = [
     "EvalConfig",
     "OfflineTrainConfig",
     "RunConfig",
+    "S4WMRun",
     "TrainConfig",
+    "WorldTrainConfig",
     "apply_overrides",
     "dump_config",
     "load_config",
@@ -126,8 +135,8 @@ class TrainConfig:
         return self.total_steps
 
 
-RunConfig = TrainConfig | OfflineTrainConfig
-T = TypeVar("T", bound=TrainConfig | OfflineTrainConfig | FinetuneConfig)
+RunConfig = TrainConfig | OfflineTrainConfig | WorldTrainConfig | S4WMRun
+T = TypeVar("T", bound=RunConfig | FinetuneConfig)
 
 ROOTS: dict[str, type[RunConfig]] = {
     "ppo": TrainConfig,
@@ -138,6 +147,10 @@ ROOTS: dict[str, type[RunConfig]] = {
     "bc": BehaviorCloningRun,
     "td3bc": TD3BCRun,
     "iql": IQLRun,
+    "dreamer": DreamerRun,
+    "r2i": R2IRun,
+    "drama": DramaRun,
+    "s4wm": S4WMRun,
 }
 """Which dataclass holds the settings of a system."""
 

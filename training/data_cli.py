@@ -33,8 +33,9 @@ Score 0 is the return of random actions, 100 that of the expert: every level nee
 
 analytic sets, made at once:
   rtg-dial (mixed), delayed-cue (expert), double-integrator (random, medium, expert)
+  distracting-hallway (scripted, mixed), multi-doors-keys (scripted-3, scripted-5, scripted-7)
 Of another --length they go to a folder of their own, such as datasets/delayed-cue-100; so long
-must the environment be, too: --env.kwargs.length 100.
+must the environment be, too: --env.kwargs.length 100; of the hallway --env.kwargs.width 100.
 
 A command that was stopped goes on when it is given again. What is complete is not made again.
 """
@@ -68,7 +69,7 @@ def make(argv: list[str]) -> int:
     parser.add_argument("--steps", type=count, help="of training, by default the budget below")
     parser.add_argument("--algorithm", choices=get_args(Algorithm), help="by default sac")
     parser.add_argument("--episodes", type=count, help="of each level that is played")
-    parser.add_argument("--length", type=count, help="of rtg-dial (20) and delayed-cue (30)")
+    parser.add_argument("--length", type=count, help="of an analytic set, by default its own")
     parser.add_argument("--seed", type=seed, default=0, help="by default 0")
     parser.add_argument("--out", type=Path, help="folder, by default datasets/<name>[-<length>]")
     options = parser.parse_args(argv)

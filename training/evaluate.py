@@ -35,6 +35,14 @@ class ActingAgent(Protocol):
         ...
 
 
+class Evaluation(Protocol):
+    """What an evaluation gave, of whatever kind."""
+
+    def lines(self) -> list[str]:
+        """Return what a person wants to read first; the last line sums up."""
+        ...
+
+
 class EvalResult(NamedTuple):
     """What an evaluation gave."""
 
@@ -49,6 +57,14 @@ class EvalResult(NamedTuple):
         """Return mean, interval and episodes for eval.json."""
         return {key: value for key, value in self._asdict().items() if key != "targets"}
 
+    def lines(self) -> list[str]:
+        """Return a line per target, with its score, and one with the return."""
+        low, high = self.return_ci95
+        return [one.line() for one in self.targets] + [
+            f"return {self.return_mean:.4g}, 95 % interval {low:.4g} to {high:.4g}, "
+            f"{len(self.episodes)} episodes"
+        ]
+
 
 class TargetResult(NamedTuple):
     """What an evaluation gave for one target."""
@@ -62,6 +78,12 @@ class TargetResult(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Return an entry of "targets" in eval.json."""
         return {"target": self.target, "score": self.score, **self.result.as_json()}
+
+    def line(self) -> str:
+        """Return target, return and score in words."""
+        asked = "" if self.target is None else f"target {self.target:g}: "
+        score = "not known" if self.score is None else f"{self.score:.1f}"
+        return f"{asked}return {self.result.return_mean:.4g}, score {score}"
 
 
 class EvalOptions(NamedTuple):
@@ -189,12 +211,12 @@ def evaluate_run(
     actions: str | None = None,
     targets: tuple[float, ...] | None = None,
     checkpoint: int | None = None,
-) -> EvalResult:
+) -> Evaluation:
     """Evaluate a run's agent and write `eval.json`; None takes the run's own setting.
 
     Raises:
         CheckpointError: the checkpoint does not exist or cannot be read.
-        ConfigError: targets for an agent that is not told a return.
+        ConfigError: an option that this agent does not have.
         EnvError: the environment cannot be made.
     """
     from statewise.training.api import load

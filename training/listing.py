@@ -10,7 +10,7 @@ from rich.text import Text
 from statewise.agents.build import AGENTS
 from statewise.envs.build import FAMILIES, find_family
 from statewise.ssm.build import SEQUENCES
-from statewise.training.config import load_preset, preset_about, preset_names
+from statewise.training.config import S4WMRun, load_preset, preset_about, preset_names
 
 
 def listing_table(topic: str) -> RenderableType:
@@ -33,7 +33,8 @@ def _presets() -> Table:
 
 
 def _expect(preset: str) -> str:
-    missing = find_family(load_preset(preset).env.id).missing()
+    config = load_preset(preset)
+    missing = None if isinstance(config, S4WMRun) else find_family(config.env.id).missing()
     return preset_about(preset) + (f" Needs: {missing}" if missing else "")
 
 

@@ -60,7 +60,7 @@ class Toy(NamedTuple):
     env_id: str
     levels: dict[str, Callable[..., EpisodeDataset]]
     length: int | None = None
-    """`length` of its environment by default; None where that has none."""
+    """Length of its environment by default; None where that has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,19 @@ TOYS: dict[str, Toy] = {
             "medium": partial(toys.double_integrator, random_share=0.5),
             "expert": toys.double_integrator,
         },
+    ),
+    "distracting-hallway": Toy(
+        "statewise/DistractingHallway-v0",
+        {
+            "scripted": toys.distracting_hallway,
+            "mixed": partial(toys.distracting_hallway, low=toys.NARROWEST),
+        },
+        length=100,
+    ),
+    "multi-doors-keys": Toy(
+        "statewise/MultiDoorsKeys-v0",
+        {f"scripted-{n}": partial(toys.multi_doors_keys, num_keys=n) for n in (3, 5, 7)},
+        length=100,
     ),
 }
 
@@ -215,5 +228,6 @@ def settings_of(config: MakeConfig | ToyConfig) -> dict[str, Any]:
 
 
 def _no_length(key: str, length: int) -> str:
-    having = " and ".join(name for name, toy in TOYS.items() if toy.length is not None)
-    return f"data make: expected no --length for {key}, got {length}: {having} have one"
+    *having, last = (name for name, toy in TOYS.items() if toy.length is not None)
+    names = f"{', '.join(having)} and {last}"
+    return f"data make: expected no --length for {key}, got {length}: {names} have one"

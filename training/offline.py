@@ -1,10 +1,11 @@
 """The offline loop: draw a batch of the data, update, log, now and then evaluate.
 
-Metrics of losses are means over the updates since the line before. An evaluation on the way adds
-`eval/return_mean` and `eval/score` of the first target, the same with `/target_<R>` behind them
-for the others, and `eval/best_return_mean` and `eval/best_step`: the best that the first target
-has seen so far. What a run is reported with is its LAST checkpoint; the best is a number beside
-it, chosen with the help of the evaluation itself, and no checkpoint is kept of it.
+Metrics of losses are means over the updates since the line before, under `offline/` unless their
+names have a group. An evaluation on the way adds `eval/return_mean` and `eval/score` of the first
+target, the same with `/target_<R>` behind them for the others, and `eval/best_return_mean` and
+`eval/best_step`: the best that the first target has seen so far. What a run is reported with is
+its LAST checkpoint; the best is a number beside it, chosen with the help of the evaluation itself,
+and no checkpoint is kept of it.
 """
 
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from statewise.agents.offline.protocol import OfflineAgent, OfflineBatch
+from statewise.agents.offline.protocol import OfflineBatch
 from statewise.agents.recurrent_ppo import NonFiniteLossError
 from statewise.data.samplers import SampledBatch, Sampler
 from statewise.training.config import dump_config
@@ -20,8 +21,7 @@ from statewise.training.evaluate import TargetResult
 from statewise.training.loop import Loop
 from statewise.training.offline_config import OfflineTrainConfig
 from statewise.training.run import RunDirectory
-
-Evaluate = Callable[[], list[TargetResult]]
+from statewise.training.world_config import S4WMRun
 
 
 def count_rows(batch: OfflineBatch) -> tuple[int, int]:
@@ -29,6 +29,10 @@ def count_rows(batch: OfflineBatch) -> tuple[int, int]:
     if not isinstance(batch, SampledBatch):
         return len(batch.reward), len(batch.reward)
     return int(batch.step.valid.sum()), batch.step.valid.numel()
+
+
+def _full(name: str) -> str:
+    return name if "/" in name else f"offline/{name}"
 
 
 @dataclass
@@ -42,18 +46,18 @@ class Means:
     seconds: float = 0.0
     sample_seconds: float = 0.0
 
-    def add(self, losses: dict[str, float], batch: OfflineBatch) -> None:
-        """Add what an update gave."""
+    def add(self, losses: dict[str, float], num_valid: int, num_rows: int) -> None:
+        """Add what an update gave, and its rows without and with padding."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        valid, rows = count_rows(batch)
         self.count += 1
-        self.num_valid += valid
-        self.num_rows += rows
+        self.num_valid += num_valid
+        self.num_rows += num_rows
 
     def metrics(self) -> dict[str, float]:
         """Return means, speeds and the share of the rows that are padding."""
-        return {f"offline/{name}": total / self.count for name, total in self.sums.items()} | {
+        means = {_full(name): total / self.count for name, total in self.sums.items()}
+        return means | {
             "offline/padding_share": 1 - self.num_valid / self.num_rows,
             "time/updates_per_s": self.count / self.seconds,
             "time/tokens_per_s": self.num_valid / self.seconds,
@@ -66,21 +70,21 @@ class OfflineTraining(Loop):
 
     Args:
         config: its `total_updates`, `log_every`, `checkpoint` and `eval.every_updates` are used.
-        agent: learns.
+        agent: learns; an `OfflineAgent`, or with a subclass a `WorldLearner`.
         sampler: gives batches as `agent.sampling` has them.
         run: where it is written down.
-        evaluate: plays the episodes of an evaluation.
+        evaluate: makes an evaluation; returns a list of `TargetResult`.
     """
 
     unit, quantity = "updates", "loss"
 
     def __init__(
         self,
-        config: OfflineTrainConfig,
-        agent: OfflineAgent,
+        config: OfflineTrainConfig | S4WMRun,
+        agent: Any,
         sampler: Sampler,
         run: RunDirectory | None,
-        evaluate: Evaluate,
+        evaluate: Callable[[], Any],
     ):
         super().__init__(
             run,
@@ -116,6 +120,10 @@ class OfflineTraining(Loop):
         """Return the first loss that the agent reports."""
         return next((value for name, value in metrics.items() if name.endswith("loss")), None)
 
+    def count_rows(self, batch: OfflineBatch) -> tuple[int, int]:
+        """Return how many rows of a batch the agent learns from, and how many there are in all."""
+        return count_rows(batch)
+
     def iterate(self) -> dict[str, float]:
         """Update on one batch, log and evaluate where it is time; return what the update gave."""
         begin = time.perf_counter()
@@ -128,11 +136,11 @@ class OfflineTraining(Loop):
             raise
         self._means.seconds += time.perf_counter() - begin
         self._means.sample_seconds += drawn - begin
-        self._means.add(losses, batch)
+        self._means.add(losses, *self.count_rows(batch))
         self.steps += 1
         every, last = self.config.eval.every_updates, self.steps == self.end
         is_evaluated = every > 0 and (self.steps % every == 0 or last)
-        evaluation = self._evaluation() if is_evaluated else {}
+        evaluation = self.evaluation() if is_evaluated else {}
         if self.steps % self.config.log_every == 0 or last or is_evaluated:
             metrics = self._means.metrics()
             self._means = Means()
@@ -140,9 +148,9 @@ class OfflineTraining(Loop):
                 self.logger.write(self.steps, metrics | evaluation)
         return losses
 
-    def _evaluation(self) -> dict[str, float]:
+    def evaluation(self) -> dict[str, float]:
         """Return the metrics of an evaluation."""
-        results = self._evaluate()
+        results: list[TargetResult] = self._evaluate()
         metrics: dict[str, float] = {}
         for number, one in enumerate(results):
             behind = f"/target_{one.target:g}" if number else ""

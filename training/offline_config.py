@@ -33,7 +33,7 @@ def check_targets(targets: tuple[float, ...]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class SourceConfig:
     """Which data sets are learned from, and what is done to them first."""
 
     paths: tuple[str, ...] = ()  # files or folders, put one after the other; `--data` fills it
@@ -41,13 +41,19 @@ class DataConfig:
     keep_best: float = 1.0  # (0, 1], share of the episodes kept, those of highest return
     reward: RewardTime = "as_is"  # delayed: the whole return at the last step, acting told alike
     max_episode_steps: int | None = None  # of D4RL and npz files, >= 1; None: theirs or the task's
-    env_mismatch: Literal["error", "warn"] = "error"  # data of another environment than env.id
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_best <= 1:
             raise ValueError(f"keep_best: expected a share in (0, 1], got {self.keep_best}")
         if self.max_episode_steps is not None:
             check_at_least(1, max_episode_steps=self.max_episode_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SourceConfig):
+    """The data of an agent that is evaluated in an environment."""
+
+    env_mismatch: Literal["error", "warn"] = "error"  # data of another environment than env.id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +135,11 @@ class TargetEvalConfig(OfflineEvalConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineTrainConfig:
-    """Everything that determines a run on data; each system has a subclass."""
+class DataRunConfig:
+    """What every run on data has."""
 
     system: str  # key of `agents.build.AGENTS`
-    data: DataConfig = field(default_factory=DataConfig)
-    env: EvalEnvConfig = field(default_factory=EvalEnvConfig)  # where it is evaluated
+    data: SourceConfig = field(default_factory=SourceConfig)
     agent: Any  # the agent and its network
     total_updates: int  # gradient steps of the whole run, >= 1
     log_every: int = 10  # updates between two lines of metrics, which are means over them, >= 1
@@ -142,7 +147,6 @@ class OfflineTrainConfig:
     device: str = "cpu"  # "cpu", "cuda" or "cuda:N"
     num_threads: int = 1  # threads of one tensor operation, >= 1
     checkpoint: OfflineCheckpointConfig = field(default_factory=OfflineCheckpointConfig)
-    eval: OfflineEvalConfig = field(default_factory=OfflineEvalConfig)
 
     def __post_init__(self) -> None:
         check_at_least(
@@ -158,6 +162,15 @@ class OfflineTrainConfig:
     def end(self) -> int:
         """Where training ends, in updates."""
         return self.total_updates
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineTrainConfig(DataRunConfig):
+    """Everything that determines a run of an agent on data; each system has a subclass."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    env: EvalEnvConfig = field(default_factory=EvalEnvConfig)  # where it is evaluated
+    eval: OfflineEvalConfig = field(default_factory=OfflineEvalConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ from statewise.data.flat import ReadConfig
 from statewise.data.load import load_dataset
 from statewise.data.samplers import (
     Sampler,
+    StreamConfig,
+    StreamSampler,
     TrajectoryConfig,
     TrajectorySampler,
     TransitionSampler,
@@ -24,7 +26,7 @@ from statewise.data.samplers import (
     WindowSampler,
 )
 from statewise.data.transforms import concatenate, delayed_reward, keep_best
-from statewise.training.offline_config import DataConfig
+from statewise.training.offline_config import SourceConfig
 from statewise.training.run import RunError
 from statewise.training.schema import ConfigError
 
@@ -67,7 +69,7 @@ class DataFacts:
             ) from error
 
 
-def check_paths(config: DataConfig) -> None:
+def check_paths(config: SourceConfig) -> None:
     """Raise ConfigError unless there is something to learn from."""
     if not config.paths:
         raise ConfigError(
@@ -76,7 +78,7 @@ def check_paths(config: DataConfig) -> None:
         )
 
 
-def read_data(config: DataConfig, paths: Sequence[str] | None = None) -> EpisodeDataset:
+def read_data(config: SourceConfig, paths: Sequence[str] | None = None) -> EpisodeDataset:
     """Read and join the data sets of a run, and change them as it says.
 
     Args:
@@ -92,7 +94,7 @@ def read_data(config: DataConfig, paths: Sequence[str] | None = None) -> Episode
     return prepared(sets[0] if len(sets) == 1 else concatenate(sets), config)
 
 
-def _load(path: str, config: DataConfig) -> EpisodeDataset:
+def _load(path: str, config: SourceConfig) -> EpisodeDataset:
     """Read one data set as the settings say."""
     if config.max_episode_steps is None:
         return load_dataset(path, mode=config.mode)
@@ -105,7 +107,7 @@ def _load(path: str, config: DataConfig) -> EpisodeDataset:
     return load_dataset(path, mode=config.mode, config=flat)
 
 
-def prepared(dataset: EpisodeDataset, config: DataConfig) -> EpisodeDataset:
+def prepared(dataset: EpisodeDataset, config: SourceConfig) -> EpisodeDataset:
     """Return the data with the changes that the settings ask for."""
     if config.keep_best < 1:
         dataset = keep_best(dataset, config.keep_best)
@@ -213,4 +215,6 @@ def make_sampler(
         return WindowSampler(dataset, sampling, generator)
     if isinstance(sampling, TrajectoryConfig):
         return TrajectorySampler(dataset, sampling, generator)
+    if isinstance(sampling, StreamConfig):
+        return StreamSampler(dataset, sampling, generator)
     return TransitionSampler(dataset, sampling, generator)

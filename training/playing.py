@@ -18,7 +18,7 @@ from statewise.envs.spaces import restore_action
 from statewise.ssm.protocol import State
 from statewise.training.checkpoint import save_checkpoint
 from statewise.training.config import ConfigError, RunConfig, dump_config
-from statewise.training.evaluate import ActingAgent, EvalOptions, EvalResult
+from statewise.training.evaluate import ActingAgent, EvalOptions, Evaluation
 from statewise.training.loop import Loop
 from statewise.training.run import RunDirectory, RunError
 
@@ -74,7 +74,7 @@ class PlayingAgent(ABC):
         """Return `env` in the form the agent expects: flat observations, and its own inputs."""
 
     @abstractmethod
-    def evaluate(self, options: EvalOptions) -> tuple[EvalResult, dict[str, Any]]:
+    def evaluate(self, options: EvalOptions) -> tuple[Evaluation, dict[str, Any]]:
         """Play complete episodes; return what they gave, and the same for eval.json.
 
         Raises:

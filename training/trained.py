@@ -36,6 +36,7 @@ class TrainedAgent(PlayingAgent):
     """
 
     config: TrainConfig
+    agent: RecurrentPPO
     goes_on_with, unit = "learn(total_timesteps)", OnlineTraining.unit
 
     def __init__(
@@ -55,15 +56,19 @@ class TrainedAgent(PlayingAgent):
         self.obs_space = single.observation_space
         self.action_space = single.action_space
         single.close()
-        self.agent: RecurrentPPO = AGENTS[config.system].make(
+        self.agent = AGENTS[config.system].make(
             config.agent,
             self.obs_space,
             self.action_space,
-            total_steps=config.total_steps,
             seed=seeds.integer("policy"),
             device=find_device(config.device),
             encoder=encoder,
+            **self._schedule(),
         )
+
+    def _schedule(self) -> dict[str, Any]:
+        """Return what the agent is told about the length of its training."""
+        return {"total_steps": self.config.total_steps}
 
     @classmethod
     def opened(cls, config: TrainConfig, run: RunDirectory, **makers: Any) -> "TrainedAgent":

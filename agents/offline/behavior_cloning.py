@@ -15,7 +15,6 @@ from gymnasium import spaces
 from torch import Tensor
 
 from statewise.agents.offline.inputs import ObsNormalizer
-from statewise.agents.offline.optimizer import Schedule
 from statewise.agents.offline.protocol import ObsStatistics
 from statewise.agents.offline.sequence_agent import seeded
 from statewise.agents.offline.transitions import (
@@ -24,6 +23,7 @@ from statewise.agents.offline.transitions import (
     TransitionAgentConfig,
     adam,
 )
+from statewise.agents.optimizer import Schedule
 from statewise.agents.protocol import Metrics
 from statewise.data.samplers import TransitionBatch
 

@@ -36,12 +36,12 @@ from statewise.agents.offline.decision_mamba import (
 )
 from statewise.agents.offline.inputs import ObsNormalizer
 from statewise.agents.offline.multi_grained import TRIPLET, Fine, Fusion, build_core
-from statewise.agents.offline.optimizer import load_weights
 from statewise.agents.offline.protocol import ObsStatistics, OfflineBatch
 from statewise.agents.offline.self_evolution import SelfEvolutionConfig, Teacher, refined
 from statewise.agents.offline.sequence_agent import SequenceAgent, seeded
 from statewise.agents.offline.sequence_policy import ActionHead, SequencePolicy, TokenCore
 from statewise.agents.offline.tokens import PolicyRows, TripleTokens, normal_weights
+from statewise.agents.optimizer import load_weights
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import masked_mean
 from statewise.data.samplers import SampledBatch

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from statewise.agents.offline.acting import RecurrentActing
 from statewise.agents.offline.inputs import ObsNormalizer, Squash
-from statewise.agents.offline.optimizer import Schedule
 from statewise.agents.offline.protocol import ObsStatistics
 from statewise.agents.offline.sequence_agent import SequenceAgent, SequenceAgentConfig, seeded
 from statewise.agents.offline.sequence_policy import ActionHead, SequencePolicy
 from statewise.agents.offline.tokens import SingleTokens
 from statewise.agents.offline.wrapped import Wrapped
+from statewise.agents.optimizer import Schedule
 from statewise.data.samplers import TrajectoryConfig
 from statewise.data.step import Step
 from statewise.ssm.block import Block, BlockConfig

@@ -48,10 +48,10 @@ from statewise.agents.offline.hidden_replay import (
     single_rows,
     staleness,
 )
-from statewise.agents.offline.optimizer import Optimizer, OptimizerSettings, load_weights
 from statewise.agents.offline.sequence_agent import seeded
 from statewise.agents.offline.sequence_policy import SequencePolicy
 from statewise.agents.offline.wrapped import Wrapped
+from statewise.agents.optimizer import Optimizer, OptimizerSettings, load_weights
 from statewise.agents.protocol import Metrics
 from statewise.ssm.protocol import Cache, State
 from statewise.ssm.stack import Stack

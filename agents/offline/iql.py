@@ -28,7 +28,6 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from statewise.agents.offline.inputs import ObsNormalizer
-from statewise.agents.offline.optimizer import Schedule
 from statewise.agents.offline.protocol import ObsStatistics
 from statewise.agents.offline.sequence_agent import seeded
 from statewise.agents.offline.transitions import (
@@ -43,6 +42,7 @@ from statewise.agents.offline.transitions import (
     td_target,
     twin_loss,
 )
+from statewise.agents.optimizer import Schedule
 from statewise.agents.protocol import Metrics
 from statewise.data.samplers import TransitionBatch
 from statewise.nets.distributions import DiagonalGaussian

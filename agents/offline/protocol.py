@@ -9,6 +9,7 @@ from torch import Tensor
 from statewise.agents.protocol import Metrics
 from statewise.data.samplers import (
     SampledBatch,
+    StreamConfig,
     TrajectoryConfig,
     TransitionBatch,
     TransitionConfig,
@@ -17,7 +18,7 @@ from statewise.data.samplers import (
 from statewise.ssm.protocol import State
 
 OfflineBatch = SampledBatch | TransitionBatch
-Sampling = WindowConfig | TrajectoryConfig | TransitionConfig
+Sampling = WindowConfig | TrajectoryConfig | StreamConfig | TransitionConfig
 ActingInput = Literal["previous_action", "return_to_go"]
 
 

@@ -24,8 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from statewise.agents.offline.optimizer import load_weights
 from statewise.agents.offline.sequence_policy import SequencePolicy
+from statewise.agents.optimizer import load_weights
 from statewise.data.samplers import SampledBatch
 
 EMA_DECAY = 0.999

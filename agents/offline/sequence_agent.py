@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from statewise.agents.offline.acting import Acting, Arrived
-from statewise.agents.offline.optimizer import (
+from statewise.agents.offline.protocol import ActingInput, OfflineAgent, OfflineBatch, Sampling
+from statewise.agents.offline.sequence_policy import SequencePolicy
+from statewise.agents.offline.tokens import ActionInput, PolicyRows, cleared
+from statewise.agents.optimizer import (
     Optimizer,
     OptimizerSettings,
     Schedule,
     load_weights,
 )
-from statewise.agents.offline.protocol import ActingInput, OfflineAgent, OfflineBatch, Sampling
-from statewise.agents.offline.sequence_policy import SequencePolicy
-from statewise.agents.offline.tokens import ActionInput, PolicyRows, cleared
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import masked_mean
 from statewise.data.samplers import SampledBatch

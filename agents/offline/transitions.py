@@ -21,13 +21,13 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from statewise.agents.offline.inputs import ActionCode, ObsNormalizer
-from statewise.agents.offline.optimizer import (
+from statewise.agents.offline.protocol import ActingInput, OfflineAgent, OfflineBatch, Sampling
+from statewise.agents.optimizer import (
     Optimizer,
     OptimizerSettings,
     Schedule,
     load_weights,
 )
-from statewise.agents.offline.protocol import ActingInput, OfflineAgent, OfflineBatch, Sampling
 from statewise.agents.protocol import Metrics
 from statewise.data.samplers import TransitionBatch, TransitionConfig
 from statewise.nets.encoder import EncoderConfig

@@ -27,8 +27,8 @@ from statewise.agents.offline.hidden_replay import (
     previous_actions,
     returns_to_go,
 )
-from statewise.agents.offline.optimizer import Optimizer, OptimizerSettings
 from statewise.agents.offline.tokens import PolicyRows
+from statewise.agents.optimizer import Optimizer, OptimizerSettings
 from statewise.agents.protocol import Metrics
 from statewise.ssm.state import prefixed, select
 

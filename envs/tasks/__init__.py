@@ -9,6 +9,12 @@ TASKS = {
     "statewise/RtgDial-v0": "statewise.envs.tasks.rtg_dial:RtgDial",
     "statewise/DelayedCue-v0": "statewise.envs.tasks.delayed_cue:DelayedCue",
     "statewise/DoubleIntegrator-v0": "statewise.envs.tasks.double_integrator:DoubleIntegrator",
+    "statewise/DelayedOffer-v0": "statewise.envs.tasks.delayed_offer:DelayedOffer",
+    "statewise/Catch-v0": "statewise.envs.tasks.catch:Catch",
+    "statewise/DistractingHallway-v0": (
+        "statewise.envs.tasks.distracting_hallway:DistractingHallway"
+    ),
+    "statewise/MultiDoorsKeys-v0": "statewise.envs.tasks.multi_doors_keys:MultiDoorsKeys",
 }
 """Id -> the single environment; the vector environment beside it has `Vector` added."""
 

@@ -62,6 +62,14 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any], ABC):
     def observe(self) -> NDArray[Any]:
         """Return the current observations (N, ...), a fresh array."""
 
+    def outcome(self) -> dict[str, NDArray[Any]]:
+        """Return by name what the info of an episode's last step says, (N,) each.
+
+        It is called after `advance`; rows whose episode goes on may hold anything. By default
+        nothing is said.
+        """
+        return {}
+
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
@@ -83,9 +91,19 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any], ABC):
         reward, terminated = self.advance(actions)
         if over.size:
             reward[over], terminated[over] = 0.0, False
+        info = self._ended_info(terminated)
+        if over.size:
             self.start(over)
         self._ended = terminated.copy()
-        return self.observe(), reward, terminated, np.zeros_like(terminated), {}
+        return self.observe(), reward, terminated, np.zeros_like(terminated), info
+
+    def _ended_info(self, ended: Bools) -> dict[str, Any]:
+        """Return `outcome` in the layout of gymnasium: values, and which of them count."""
+        info: dict[str, Any] = {}
+        for name, values in self.outcome().items() if ended.any() else ():
+            info[name] = np.where(ended, values, np.zeros_like(values))
+            info[f"_{name}"] = ended.copy()
+        return info
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all episodes and generators."""
@@ -123,5 +141,7 @@ class TaskEnv(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Act once; the episode must not be over."""
-        reward, terminated = self._tasks.advance(np.asarray(action)[None])
-        return self._tasks.observe()[0], float(reward[0]), bool(terminated[0]), False, {}
+        reward, ended = self._tasks.advance(np.asarray(action)[None])
+        outcome = self._tasks.outcome() if ended[0] else {}
+        info = {name: values[0].item() for name, values in outcome.items()}
+        return self._tasks.observe()[0], float(reward[0]), bool(ended[0]), False, info

@@ -14,7 +14,7 @@ from statewise.agents.offline.decision_transformer import (
     DecisionTransformerConfig,
 )
 from statewise.agents.recurrent_ppo import masked_mean
-from statewise.bench import cli, offline, offline_peer, offline_systems, worker
+from statewise.bench import cli, offline, offline_peer, offline_systems, rounds, worker
 from statewise.bench.offline import ACTING, BESIDE, DS4, DT, MAMBA, PEER, TRAINED, OfflineOptions
 from statewise.bench.offline_systems import (
     ACTION_SPACE,
@@ -55,7 +55,7 @@ def _transformers() -> None:
 def test_a_quick_run_measures_every_system_ours_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offline, "launch", lambda job: worker.run_job(job))
+    monkeypatch.setattr(rounds, "launch", lambda job: worker.run_job(job))
     out = tmp_path / "rows.json"
     assert cli.bench(["offline", "--quick", "--json", str(out)]) == 0
     rows = json.loads(out.read_text())
@@ -97,7 +97,7 @@ def launch_without_transformers(job: dict[str, Any]) -> dict[str, Any]:
 def test_rates_and_shares_are_those_of_the_median_and_no_peer_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(offline, "launch", launch_without_transformers)
+    monkeypatch.setattr(rounds, "launch", launch_without_transformers)
     outcome = offline.run_offline(TINY, lambda line: None)
     found = figures_by_name(outcome.figures)
     case = "training, K = 5, batch 2, threads 2"
@@ -120,7 +120,7 @@ def test_figures_beside_transformers_are_ratios_of_speed(monkeypatch: pytest.Mon
         seconds = [6.0] if job["system"] == PEER else [2.0]
         return {"refused": "", "timing": [seconds, seconds], "parameters": 1}
 
-    monkeypatch.setattr(offline, "launch", launch)
+    monkeypatch.setattr(rounds, "launch", launch)
     figures = offline.run_offline(TINY, lambda line: None).figures
     assert {f.value for f in figures if f.metric == BESIDE} == {3.0}
 

@@ -118,7 +118,7 @@ def test_a_truncated_normal_has_the_deviation_asked_for_and_no_tails():
     # N = 64, H = 32: sqrt(1 / N), sqrt(1 / (N H)) per part of C, then rotated by a unitary V
     # whose columns keep the deviation; complex_normal is sqrt(1 / 2) per part.
     [("truncated_normal", 64**-0.5), ("lecun_normal", (64 * 32) ** -0.5),
-     ("complex_normal", 0.5**0.5)],
+     ("complex_normal", 0.5**0.5), ("half_normal", 0.5)],
 )  # fmt: skip
 def test_output_weights_start_with_the_scale_of_their_scheme(c_init, std):
     layer = S5Layer(32, S5Config(state_size=64, c_init=c_init))
@@ -137,6 +137,21 @@ def test_the_output_has_the_size_of_the_input_at_the_start(width):
     layer = S5Layer(width)
     y, _ = layer(torch.randn(2, 1024, width))
     assert 0.3 <= y.std().item() <= 3.0
+
+
+@pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
+def test_normalised_inputs_give_every_state_the_same_size_whatever_it_remembers(discretization):
+    layers = []
+    for b_init in ("normal", "gamma_normalised"):
+        torch.manual_seed(0)
+        config = S5Config(state_size=32, discretization=discretization, b_init=b_init)
+        layers.append(S5Layer(16, config).double())
+    plain, layer = layers
+    assert torch.equal(layer.log_step, plain.log_step)
+    # Var x = |b|^2 / (1 - |a|^2) of white inputs is then |B|^2, without a time constant.
+    b = layer.discretize().w_in.detach().reshape(-1, 2, 16).square().sum(1)
+    wanted = (1 - _pole(layer).abs().square())[:, None] * plain.B.detach().square().sum(-1)
+    assert_within(b, wanted, 1e-3)  # the factors were made in float32, of 1 - |a|^2 near 0
 
 
 @pytest.mark.parametrize("discretization", ["zoh", "bilinear"])

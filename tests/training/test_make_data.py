@@ -17,7 +17,7 @@ from statewise.training import make_data as module
 from statewise.training import make_data_train as training
 from statewise.training.make_data import make_data
 from statewise.training.make_data_folder import DataFolder
-from statewise.training.make_data_recipes import LEVELS, ToyConfig
+from statewise.training.make_data_recipes import LEVELS, TOYS, ToyConfig
 from statewise.training.make_data_rollout import make_environment
 from statewise.training.make_data_sac import Trainer
 from statewise.training.progress import Progress
@@ -309,7 +309,7 @@ def test_a_level_that_does_not_exist_is_refused_before_anything_is_made(tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:.*constant entries")  # of the dial: (t / T, 1)
-@pytest.mark.parametrize("toy", ["rtg-dial", "delayed-cue", "double-integrator"])
+@pytest.mark.parametrize("toy", TOYS)
 def test_the_analytic_sets_are_made_by_the_same_call(toy: str, tmp_path: Path) -> None:
     config = ToyConfig(toy=toy, episodes=4, seed=2)
     levels = make_data(config, tmp_path)

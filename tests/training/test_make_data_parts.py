@@ -13,6 +13,8 @@ from numpy.testing import assert_array_equal
 from statewise.data.errors import Misaligned
 from statewise.envs.protocol import EnvError
 from statewise.envs.tasks.delayed_cue import DelayedCueVector
+from statewise.envs.tasks.distracting_hallway import DistractingHallwayVector
+from statewise.envs.tasks.multi_doors_keys import MultiDoorsKeysVector
 from statewise.envs.tasks.rtg_dial import RtgDialVector
 from statewise.training import make_data_rollout as rollout
 from statewise.training import make_data_sac as sac
@@ -382,10 +384,15 @@ def test_the_length_of_an_analytic_set_is_that_of_its_environment() -> None:
 
 
 def test_the_default_length_of_a_set_is_that_of_its_environment() -> None:
-    lengths = {"rtg-dial": RtgDialVector().length, "delayed-cue": DelayedCueVector().length}
+    lengths = {
+        "rtg-dial": RtgDialVector().length,
+        "delayed-cue": DelayedCueVector().length,
+        "distracting-hallway": DistractingHallwayVector().width,
+        "multi-doors-keys": MultiDoorsKeysVector().length,
+    }
     assert {name: toy.length for name, toy in TOYS.items() if toy.length} == lengths
     for name, length in lengths.items():
-        [level] = TOYS[name].levels
+        level, *_ = TOYS[name].levels
         steps = [ToyConfig(toy=name, episodes=1, length=n).make(level).num_steps
                  for n in (None, length, length + 1)]  # fmt: skip
         assert steps == [steps[0], steps[0], steps[0] + 1]

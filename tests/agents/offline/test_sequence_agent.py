@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from statewise.agents.offline.optimizer import OptimizerSettings, rate_factor
 from statewise.agents.offline.sequence_agent import (
     SequenceAgent,
     SequenceAgentConfig,
     loss_rows,
 )
+from statewise.agents.optimizer import OptimizerSettings, rate_factor
 from statewise.agents.recurrent_ppo import NonFiniteLossError
 from statewise.data.samplers import (
     SampledBatch,

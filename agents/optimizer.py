@@ -1,4 +1,13 @@
-"""AdamW with warm-up, a schedule and clipping, whose moments are saved by parameter name."""
+"""AdamW or LaProp with warm-up, a schedule and clipping; moments are saved by parameter name.
+
+Clipping, before the step:
+
+    joint       all gradients together, to `max_grad_norm`
+    by_name     state-space parameters of one name (all B, all log_step, ...) together, each name to
+                `max_grad_norm`, and all others together (Samsami et al. 2024, R2I)
+    adaptive    each tensor to `max_grad_norm` times its own norm, at least 0.001 (Brock et al.
+                2021; DreamerV3 of 2024 with 0.3)
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,10 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from statewise.agents.laprop import LaProp
 from statewise.agents.recurrent_ppo import NonFiniteLossError
-from statewise.ssm.groups import parameter_groups
+from statewise.ssm.groups import parameter_groups, ssm_parameter_names
 
 Schedule = Literal["constant", "cosine"]
+Clip = Literal["joint", "by_name", "adaptive"]
+Kind = Literal["adam", "laprop"]
+_SMALLEST_NORM = 1e-3  # of a tensor, for adaptive clipping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +33,16 @@ class OptimizerSettings:
     learning_rate: float  # > 0
     weight_decay: float = 0.0  # >= 0, of matrices that are not a layer's dynamics
     ssm_lr_factor: float = 1.0  # > 0, learning rate of state-space parameters, relative
-    max_grad_norm: float  # > 0, joint
+    max_grad_norm: float  # > 0, see the module
     schedule: Schedule = "constant"
     warmup_updates: int = 0  # >= 0
     total_updates: int  # >= 1, where the cosine reaches 0
+    eps: float = 1e-8  # > 0
+    clip: Clip = "joint"
+    kind: Kind = "adam"  # with decoupled weight decay
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "ssm_lr_factor", "max_grad_norm", "total_updates"):
+        for name in ("learning_rate", "ssm_lr_factor", "max_grad_norm", "total_updates", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
         for name in ("weight_decay", "warmup_updates"):
@@ -62,6 +78,32 @@ def load_weights(module: nn.Module, given: dict[str, Tensor]) -> None:
     module.load_state_dict(given)
 
 
+def clip_gradients(module: nn.Module, max_norm: float, how: Clip) -> Tensor:
+    """Scale gradients down in place; return the norm of all of them before.
+
+    Args:
+        module: parameters without a gradient are left out.
+        max_norm: > 0.
+        how: see the module's text.
+    """
+    if how == "joint":
+        return nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+    named = [(name, p) for name, p in module.named_parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for _, p in named if p.grad is not None])
+    if how == "adaptive":
+        for _, parameter in named:
+            own = max_norm * float(parameter.detach().norm().clamp(min=_SMALLEST_NORM))
+            nn.utils.clip_grad_norm_(parameter, own)
+        return norm
+    ssm = ssm_parameter_names(module)
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in named:
+        groups.setdefault(name.rpartition(".")[2] if name in ssm else "", []).append(parameter)
+    for members in groups.values():
+        nn.utils.clip_grad_norm_(members, max_norm)
+    return norm
+
+
 class Optimizer:
     """Takes the gradient steps of a module's trainable parameters.
 
@@ -76,10 +118,10 @@ class Optimizer:
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
         self.module = module
         self.settings = settings
-        self._adam: torch.optim.AdamW | None = None
+        self._adam: torch.optim.Optimizer | None = None
         self._moments: dict[str, Any] = {}
 
-    def _made(self) -> torch.optim.AdamW:
+    def _made(self) -> torch.optim.Optimizer:
         if self._adam is None:
             groups = parameter_groups(
                 self.module,
@@ -87,14 +129,19 @@ class Optimizer:
                 weight_decay=self.settings.weight_decay,
                 ssm_factor=self.settings.ssm_lr_factor,
             )
-            self._adam = torch.optim.AdamW(groups, fused=True)
+            eps = self.settings.eps
+            self._adam = (
+                torch.optim.AdamW(groups, eps=eps, fused=True)
+                if self.settings.kind == "adam"
+                else LaProp(groups, eps=eps)
+            )
             names, kept = self._names(self._adam), self._moments
             moments = {i: kept[name] for i, name in enumerate(names) if name in kept}
             groups = self._adam.state_dict()["param_groups"]
             self._adam.load_state_dict({"state": moments, "param_groups": groups})
         return self._adam
 
-    def _names(self, adam: torch.optim.AdamW) -> list[str]:
+    def _names(self, adam: torch.optim.Optimizer) -> list[str]:
         """Return the parameters of an optimiser by name, in its order."""
         names = {parameter: name for name, parameter in self.module.named_parameters()}
         return [names[p] for group in adam.param_groups for p in group["params"]]
@@ -119,7 +166,7 @@ class Optimizer:
             group["lr"] = rate * group["lr_factor"]
         adam.zero_grad(set_to_none=True)
         total.backward()
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.max_grad_norm)
+        norm = clip_gradients(self.module, self.settings.max_grad_norm, self.settings.clip)
         if not bool(norm.isfinite()):
             bad = [name for name, loss in losses.items() if not bool(loss.isfinite())]
             raise NonFiniteLossError(

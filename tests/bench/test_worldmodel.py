@@ -1,0 +1,70 @@
+"""`bench worldmodel`: systems are checked before they are timed, figures are ratios of medians."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from statewise.bench import cli, rounds, worker, worldmodel_systems
+from statewise.bench.measure import Timing
+from statewise.bench.worldmodel import (
+    CELL,
+    GRU,
+    GRU_Z,
+    OVER_RSSM,
+    R2I,
+    SYSTEMS,
+    WorldModelOptions,
+    cases_of,
+)
+from statewise.bench.worldmodel import _figures as figures
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_systems_of_a_case_pass_their_check(system: str) -> None:
+    assert worldmodel_systems.check(worldmodel_systems.make_model(system, 16)) == ""
+
+
+def test_a_model_whose_window_is_not_its_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = worldmodel_systems.make_model(R2I, 16)
+    observe = model.observe
+
+    def shifted(obs: Any, action: Any, state: Any, reset: Any, noise: Any) -> Any:
+        return observe(obs, action.roll(1, 1), state, reset, noise)
+
+    monkeypatch.setattr(model, "observe", shifted)
+    assert "expected h within" in worldmodel_systems.check(model)
+    job = {"kind": "worldmodel", "system": R2I, "width": 16, "check": True, "mode": "update"}
+    monkeypatch.setattr(worldmodel_systems, "make_model", lambda *_: model)
+    assert worldmodel_systems.run_job(job)["refused"]
+
+
+def test_baselines_differ_in_the_posterior_and_in_the_cell_alone() -> None:
+    sizes = {s: dict(worldmodel_systems.make_model(s, 16).named_parameters()) for s in SYSTEMS}
+    own = {name for name in sizes[GRU] if "dynamics.cell" not in name}
+    assert own == {name for name in sizes[CELL] if "dynamics.cell" not in name}
+    odd = [n for n in sizes[GRU] if sizes[GRU][n].shape != sizes[GRU_Z][n].shape]
+    assert odd == ["dynamics.posterior.layers.linears.0.weight"]
+
+
+def test_figures_are_ratios_of_medians() -> None:
+    case = cases_of(WorldModelOptions(lengths=(8,)))[0]
+    timings = {
+        R2I: Timing([0.01, 0.03, 0.02], [0.02] * 3),
+        GRU: Timing([0.2, 0.1, 0.4], [0.2] * 3),
+    }
+    found = {(f.system, f.metric): f.value for f in figures(WorldModelOptions(), case, timings)}
+    assert found[R2I, OVER_RSSM] == pytest.approx(10.0)
+    assert found[R2I, "update median"] == pytest.approx(20.0)
+    assert (GRU, OVER_RSSM) not in found
+
+
+def test_the_command_measures_every_system_of_every_case(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rounds, "launch", lambda job: worker.run_job(job))
+    assert cli.bench(["worldmodel", "--quick", "--threads", str(torch.get_num_threads())]) == 0
+    shown = capsys.readouterr().out
+    for system in SYSTEMS:
+        assert system in shown
+    assert "imagined steps" in shown

@@ -1,0 +1,215 @@
+"""Training with a world model: what is stored, when it learns, exact resume, what users call."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.evaluation import evaluate_policy
+
+import statewise
+from statewise.data.shift import to_arrival
+from statewise.training.api import load, resume_training, run_training
+from statewise.training.config import ConfigError, WorldTrainConfig, apply_overrides, load_preset
+from statewise.training.trained_world import TrainedWorldAgent
+from statewise.training.world import WorldTraining
+from tests.training.toys import CounterEnv
+
+SMALL: dict[str, Any] = {
+    "env.num_envs": 3,
+    "env.vectorization": "sync",
+    "windows.batch_size": 2,
+    "windows.length": 6,
+    "windows.train_ratio": 4.0,
+    "windows.prefill": 20,
+    "replay.starts": "any",
+    "agent.behavior.num_starts": 4,
+    "agent.behavior.horizon": 2,
+    "eval.every_steps": 0,
+    "eval.episodes": 3,
+    "eval.num_envs": 2,
+    "log_every": 2,
+    "total_steps": 60,
+    "checkpoint.every_steps": 30,
+}
+
+
+def config(**changes: Any) -> WorldTrainConfig:
+    made = apply_overrides(load_preset("r2i/delayed_offer"), SMALL | changes)
+    assert isinstance(made, WorldTrainConfig)
+    return made
+
+
+def training(env: Any = None, **changes: Any) -> WorldTraining:
+    trained = TrainedWorldAgent(config(**changes), env=env)
+    source = trained.make_vector_env(3)
+    loop = trained.loop(source, None)
+    loop.start()
+    return loop
+
+
+def test_rows_are_stored_as_the_environments_gave_them() -> None:
+    loop = training(CounterEnv, **{"env.kwargs": {}})
+    for _ in range(30):
+        loop.collector.step()
+    batch = loop.replay.sample(8, 12, np.random.default_rng(0))
+    step, arrival = batch.step, to_arrival(batch.step, previous=batch.previous)
+    count, length = step.obs["obs"][..., 0], step.obs["obs"][..., 1]
+    assert torch.equal(step.is_first, count == 0)
+    assert torch.equal(step.valid, count < length)
+    ends = step.terminated | step.truncated
+    assert torch.equal(ends, step.valid & (count + 1 == length))
+    reward = torch.where(step.valid, count + 1 + step.action / 8, torch.zeros(()))
+    torch.testing.assert_close(step.reward, reward)
+    assert torch.equal(arrival.is_last, count == length)
+    inside = arrival.counts & ~step.is_first
+    torch.testing.assert_close(arrival.reward_in[inside], (count + arrival.action_in / 8)[inside])
+
+
+def test_same_step_backends_give_the_same_rows() -> None:
+    rows = []
+    for autoreset in ("next_step", "same_step"):
+        loop = training(CounterEnv, **{"env.kwargs": {}, "env.autoreset": autoreset})
+        loop.agent.generator.manual_seed(0)
+        for _ in range(40):
+            loop.collector.step()
+        finals = ~loop.replay.sample(8, 12, np.random.default_rng(0)).step.valid
+        rows.append(float(finals.float().mean()))
+    assert 0.05 < rows[0] < 0.4
+    assert 0.05 < rows[1] < 0.4
+
+
+def test_updates_begin_after_the_prefill_and_keep_to_the_ratio() -> None:
+    loop = training()
+    done = []
+    while loop.steps < 60:
+        loop.iterate()
+        done.append((loop.steps, loop.agent.updates_done))
+    # 4 replayed rows per step, 12 rows per update: an update every 3 steps
+    assert all(updates == 0 for steps, updates in done if steps < 20)
+    first = next(steps for steps, updates in done if updates)
+    assert 20 <= first <= 26
+    last_steps, updates = done[-1]
+    assert updates == pytest.approx((last_steps - 20) / 3, abs=1.1)
+
+
+@pytest.mark.parametrize("stored", ["zero", "stored"])
+def test_the_memory_before_every_row_may_be_stored(stored: str) -> None:
+    loop = training(**{"replay.replay_state": stored})
+    for _ in range(20):
+        loop.collector.step()
+    batch = loop.replay.sample(4, 5, np.random.default_rng(0))
+    if stored == "zero":
+        assert batch.state == {}
+        assert batch.step.reset[:, 0].all()
+        return
+    assert set(batch.state) == set(loop.agent.world_state(loop.agent.initial_state(1)))
+    assert torch.equal(batch.step.reset, batch.step.is_first)
+    deter = batch.state["deter"]
+    assert not torch.equal(deter[0], deter[1])
+    loop.agent.update(batch)
+
+
+@pytest.mark.parametrize("storage", ["memory", "memmap"])
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path: Path, storage: str) -> None:
+    changes = {"replay.storage": storage, "replay.capacity": 300}
+    straight = run_training(config(**changes), tmp_path / "a", ["x"], quiet=True)
+    half = config(**changes, total_steps=30)
+    cut = run_training(half, tmp_path / "b", ["x"], quiet=True)
+    text = (straight / "config.yaml").read_text(encoding="utf-8")
+    (cut / "config.yaml").write_text(text, encoding="utf-8")
+    resume_training(cut, ["x"], quiet=True)
+    one, two = load(straight), load(cut)
+    assert one.step == two.step >= 60
+    states = [agent.agent.state_dict() for agent in (one, two)]
+    for part in ("world", "behavior"):
+        for name, x in states[0][part].items():
+            assert torch.equal(x, states[1][part][name]), name
+    assert torch.equal(states[0]["generator"], states[1]["generator"])
+    lines = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (straight, cut)
+    ]
+    timeless = [
+        {k: v for k, v in rows[-1].items() if not k.startswith(("time/", "wall"))} for rows in lines
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_three_lines_load_an_agent_and_act(tmp_path: Path) -> None:
+    run = run_training(config(), tmp_path / "run", ["x"], quiet=True)
+    agent = statewise.load(run)
+    env = agent.make_env()
+    obs, _ = env.reset(seed=0)
+    action, state = agent.predict(obs, None, np.ones(1, bool), deterministic=True)
+    assert env.action_space.contains(int(action))
+    assert state["stoch"].shape[0] == 1
+    mean, std = evaluate_policy(agent, agent.wrap(agent.make_env()), n_eval_episodes=2, warn=False)
+    assert np.isfinite([mean, std]).all()
+    saved = agent.save(tmp_path / "saved")
+    again, _ = statewise.load(saved).predict(obs, None, np.ones(1, bool), deterministic=True)
+    assert again.shape == action.shape
+
+
+def test_evaluations_on_the_way_play_the_task_that_eval_kwargs_names() -> None:
+    changes = {"env.kwargs": {"delay": 6, "mode": "mixed"}, "eval.kwargs": {"mode": "fixed"}}
+    trained = TrainedWorldAgent(config(**changes))
+    env = trained.make_eval_env(2)
+    assert env.num_envs == 2
+    env.close()
+    loop = training(**changes, **{"eval.every_steps": 30})
+    seen: list[float] = []
+    while loop.steps < 60:
+        seen += [v for k, v in loop.iterate().items() if k == "eval/return_mean"]
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"windows.prefill": 500, "replay.capacity": 300}, r"windows\.prefill: expected at most"),
+        ({"windows.context": 3}, r"windows\.num_contexts: expected at least 1 with a context"),
+        (
+            {"windows.context": 3, "windows.num_contexts": 2},
+            r"agent\.behavior\.num_starts: would be ignored",
+        ),
+        ({"windows.length": 1}, r"windows\.length: expected at least 2"),
+        ({"windows.train_ratio": 0.0}, r"windows\.train_ratio"),
+        ({"replay.burn_in": 3}, r"burn_in"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_one_line(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_need_a_run() -> None:
+    with pytest.raises(ConfigError, match="expected memory without a run directory"):
+        training(**{"replay.storage": "memmap"})
+
+
+def test_imagination_may_start_after_windows_of_its_own() -> None:
+    changes = {"windows.context": 3, "windows.num_contexts": 5, "agent.behavior.num_starts": 0}
+    loop = training(**changes, **{"agent.behavior.near_end": 0, "replay.weights": "dfs"})
+    while not loop.agent.updates_done:
+        loop.iterate()
+    batch, context = loop.sample()
+    assert batch.step.reward.shape == (2, 6)
+    assert context is not None
+    assert context.step.reward.shape == (5, 3)
+    state, is_terminal = loop.agent._ends_of(context)
+    assert state["stoch"].shape[0] == len(is_terminal) == 5
+
+
+def test_learn_goes_on_in_memory() -> None:
+    trained = TrainedWorldAgent(replace(config(), total_steps=30))
+    trained.learn(30)
+    assert trained.agent.updates_done > 0
+    with pytest.raises(ConfigError, match="export: expected an agent"):
+        trained.export("policy.pt2")

@@ -1,0 +1,324 @@
+"""The loop of agents that imagine: step, store, replay, update.
+
+    until `windows.prefill`   step and store; the agent explores at random
+    then                      step; as many updates as the train ratio says are due
+
+Rows are stored as they come, final observations included; windows cross the ends of episodes.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from statewise.agents.imagination.agent import ImaginationAgent
+from statewise.agents.recurrent_ppo import NonFiniteLossError
+from statewise.data.episode import ArraySpec
+from statewise.data.replay import Replay
+from statewise.data.replay_config import ReplayBatch
+from statewise.data.replay_ratio import TrainRatio
+from statewise.data.replay_spec import RowSpec
+from statewise.data.step import Step
+from statewise.envs.protocol import Arrived, Obs, VectorEnv
+from statewise.ssm.protocol import State
+from statewise.training.collector import WINDOW, to_tensors
+from statewise.training.config import dump_config
+from statewise.training.evaluate import EvalResult
+from statewise.training.loop import Loop
+from statewise.training.run import RunDirectory
+from statewise.training.schema import ConfigError
+from statewise.training.seeding import Seeds
+from statewise.training.world_config import WorldTrainConfig
+
+Evaluate = Callable[[], EvalResult]
+
+
+def row_spec(obs_space: spaces.Dict, action_space: spaces.Space[Any], state: State) -> RowSpec:
+    """Return what is stored of a step.
+
+    Args:
+        obs_space: flat, of one environment.
+        action_space: of one environment.
+        state: of one row, (1, ...), what is stored of the memory before it; {} for nothing.
+    """
+
+    def of(space: spaces.Space[Any]) -> ArraySpec:
+        return ArraySpec(tuple(space.shape or ()), str(space.dtype))
+
+    return RowSpec(
+        obs={key: of(space) for key, space in obs_space.spaces.items()},
+        action=of(action_space),
+        state={
+            key: ArraySpec(tuple(x.shape[1:]), str(x.dtype).removeprefix("torch."))
+            for key, x in state.items()
+        },
+    )
+
+
+class ReplayCollector:
+    """Steps environments with an agent and stores the rows.
+
+    Args:
+        env: the environments.
+        agent: chooses the actions.
+        replay: receives the rows, one stream per environment.
+        device: where the agent lives.
+    """
+
+    def __init__(
+        self, env: VectorEnv, agent: ImaginationAgent, replay: Replay, device: torch.device
+    ):
+        self._env, self._agent, self._replay, self._device = env, agent, replay, device
+        self._obs: Obs = {}
+        self._is_first = self._reset = np.zeros(env.num_envs, bool)
+        self._state: State = agent.initial_state(env.num_envs)
+        self._return = np.zeros(env.num_envs)
+        self._length = np.zeros(env.num_envs, np.int64)
+        self._returns: deque[float] = deque(maxlen=WINDOW)
+        self._lengths: deque[int] = deque(maxlen=WINDOW)
+
+    def start(self, seed: int) -> None:
+        """Begin episodes in all environments."""
+        self._obs, self._is_first = self._env.reset(seed)
+        self._reset = self._is_first
+
+    def step(self) -> int:
+        """Act once in all environments; return the valid rows."""
+        obs = to_tensors(self._obs, self._device)
+        flags = [torch.from_numpy(x).to(self._device) for x in (self._is_first, self._reset)]
+        action, _, after = self._agent.act(obs, self._state, *flags, explore=True)
+        arrived = self._env.step(action.cpu().numpy())
+        stored = self._memory(self._state)
+        self._replay.append(self._row(self._obs, action, arrived), stored)
+        self._append_final(arrived, action, after)
+        self._count(arrived)
+        self._obs, self._is_first, self._reset = arrived.obs, arrived.is_first, arrived.reset
+        self._state = after
+        return int(arrived.valid.sum())
+
+    def _memory(self, state: State) -> dict[str, Tensor] | None:
+        """Return what is stored of a memory; None where nothing is."""
+        if not self._replay.spec.state:
+            return None
+        return {key: x.cpu() for key, x in self._agent.world_state(state).items()}
+
+    def _row(self, obs: Obs, action: Tensor, arrived: Arrived) -> Step:
+        return Step(
+            obs={key: torch.from_numpy(value) for key, value in obs.items()},
+            is_first=torch.from_numpy(self._is_first),
+            reset=torch.from_numpy(self._reset),
+            action=action.cpu(),
+            reward=torch.from_numpy(arrived.reward),
+            terminated=torch.from_numpy(arrived.terminated),
+            truncated=torch.from_numpy(arrived.truncated),
+            valid=torch.from_numpy(arrived.valid),
+        )
+
+    def _append_final(self, arrived: Arrived, action: Tensor, after: State) -> None:
+        """Add the rows of final observations that a backend hands aside."""
+        if arrived.final_obs is None:
+            return
+        ended = (arrived.terminated | arrived.truncated).nonzero()[0]
+        flags = torch.zeros(len(ended), dtype=torch.bool)
+        row = Step(
+            obs={key: torch.from_numpy(x[ended]) for key, x in arrived.final_obs.items()},
+            is_first=flags,
+            reset=flags,
+            action=torch.zeros_like(action[ended].cpu()),
+            reward=torch.zeros(len(ended)),
+            terminated=flags,
+            truncated=flags,
+            valid=flags,
+        )
+        stored = self._memory({key: x[ended] for key, x in after.items()})
+        self._replay.append(row, stored, workers=ended.tolist())
+
+    def _count(self, arrived: Arrived) -> None:
+        self._return += arrived.reward
+        self._length += arrived.valid
+        ended = (arrived.terminated | arrived.truncated).nonzero()[0]
+        self._returns.extend(self._return[ended].tolist())
+        self._lengths.extend(self._length[ended].tolist())
+        self._return[ended] = 0
+        self._length[ended] = 0
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Mean return and length of the last episodes; empty before the first one ended."""
+        if not self._returns:
+            return {}
+        return {
+            "rollout/ep_rew_mean": float(np.mean(self._returns)),
+            "rollout/ep_len_mean": float(np.mean(self._lengths)),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what collection needs to go on exactly where it is."""
+        return {
+            "env": self._env.state_dict(),
+            "memory": dict(self._state),
+            "reset": self._reset,
+            "return": self._return,
+            "length": self._length,
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned, or from new episodes (`env.resume`)."""
+        self._obs, self._is_first = self._env.load_state_dict(state["env"])
+        self._returns.extend(state["returns"])
+        self._lengths.extend(state["lengths"])
+        self._reset = self._is_first
+        if self._env.resume == "exact":
+            self._state = {key: x.to(self._device) for key, x in state["memory"].items()}
+            self._reset = state["reset"]
+            self._return, self._length = state["return"], state["length"]
+
+
+class WorldTraining(Loop):
+    """One run of an agent that imagines, in a run directory or (`run` None) only in memory.
+
+    Args:
+        config: the run's settings.
+        agent: learns.
+        env: the environments.
+        run: where it is written down.
+        evaluate: plays the episodes of an evaluation.
+    """
+
+    unit, quantity = "steps", "return"
+
+    def __init__(
+        self,
+        config: WorldTrainConfig,
+        agent: ImaginationAgent,
+        env: VectorEnv,
+        run: RunDirectory | None,
+        evaluate: Evaluate,
+    ):
+        super().__init__(
+            run,
+            config_text="" if run is None else dump_config(config),
+            end=config.end,
+            every=config.checkpoint.every_steps,
+            keep=config.checkpoint.keep,
+        )
+        self.config, self.agent, self.env = config, agent, env
+        state = agent.initial_state(1) if config.replay.replay_state == "stored" else {}
+        spec = row_spec(env.obs_space, env.action_space, agent.world_state(state))
+        in_files = config.replay.storage == "memmap"
+        if in_files and run is None:
+            raise ConfigError(
+                "replay.storage: expected memory without a run directory, got memmap: train with"
+                " `statewise train`, or set replay.storage memory"
+            )
+        folder = run.path / "replay" if in_files and run is not None else None
+        self.replay = Replay(spec, config.replay, num_workers=env.num_envs, folder=folder)
+        self.collector = ReplayCollector(env, agent, self.replay, agent.device)
+        self.ratio = TrainRatio(config.windows.train_ratio, config.windows.rows)
+        self.generator = Seeds(config.seed).generator("replay")
+        self._evaluate = evaluate
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._seconds = {"collect": 0.0, "update": 0.0}
+        self._steps_logged = 0
+
+    def begin(self) -> None:
+        """Start the episodes."""
+        self.collector.start(Seeds(self.config.seed).integer("env"))
+
+    def shown(self, metrics: dict[str, float]) -> float | None:
+        """Return the mean return of the latest episodes."""
+        return metrics.get("rollout/ep_rew_mean")
+
+    def sample(self) -> tuple[ReplayBatch, ReplayBatch | None]:
+        """Draw the windows of an update, and those that imagination starts after if asked."""
+        windows, replay = self.config.windows, self.replay
+        batch = replay.sample(windows.batch_size, windows.length, self.generator)
+        if not windows.context:
+            return batch, None
+        return batch, replay.sample(
+            windows.num_contexts, windows.context, self.generator, purpose="imagination"
+        )
+
+    def iterate(self) -> dict[str, float]:
+        """Step all environments once, and make the updates that are due; return metrics."""
+        begin = time.perf_counter()
+        num_steps = self.collector.step()
+        before, self.steps = self.steps, self.steps + num_steps
+        self.agent.steps_seen = self.steps
+        self._seconds["collect"] += time.perf_counter() - begin
+        if self.steps >= self.config.windows.prefill:
+            for _ in range(self.ratio.due(num_steps)):
+                self._update()
+        every = self.config.eval.every_steps
+        is_evaluated = every > 0 and (
+            self.steps // every > before // every or self.steps >= self.end
+        )
+        metrics = self.collector.statistics
+        if self._count >= self.config.log_every or self.steps >= self.end or is_evaluated:
+            metrics = metrics | self._metrics()
+            if is_evaluated:
+                result = self._evaluate()
+                metrics["eval/return_mean"] = result.return_mean
+            if self.logger is not None:
+                self.logger.write(self.steps, metrics)
+        return metrics
+
+    def _update(self) -> None:
+        begin = time.perf_counter()
+        batch, context = self.sample()
+        try:
+            losses = self.agent.update(batch, context)
+        except NonFiniteLossError:
+            self.keep_batch(batch.step)
+            raise
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        self._seconds["update"] += time.perf_counter() - begin
+
+    def _metrics(self) -> dict[str, float]:
+        """Return means since the line before, and begin anew."""
+        metrics = {name: total / self._count for name, total in self._sums.items()}
+        seconds = sum(self._seconds.values())
+        metrics |= {
+            "time/total_timesteps": float(self.steps),
+            "time/updates": float(self.agent.updates_done),
+            "replay/rows": float(len(self.replay)),
+        }
+        if seconds > 0:
+            metrics["time/fps"] = (self.steps - self._steps_logged) / seconds
+        if self._count:
+            metrics["time/updates_per_s"] = self._count / max(self._seconds["update"], 1e-9)
+        self._sums, self._count = {}, 0
+        self._seconds = {"collect": 0.0, "update": 0.0}
+        self._steps_logged = self.steps
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return agent, environments, replay, and what counts them."""
+        return {
+            "agent": self.agent.state_dict(),
+            "collector": self.collector.state_dict(),
+            "replay": self.replay.state_dict(),
+            "ratio": self.ratio.state_dict(),
+            "generator": self.generator.bit_generator.state,
+            "sums": self._sums,
+            "count": self._count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore everything but the agent."""
+        self.collector.load_state_dict(state["collector"])
+        self.replay.load_state_dict(state["replay"])
+        self.ratio.load_state_dict(state["ratio"])
+        self.generator.bit_generator.state = state["generator"]
+        self._sums, self._count = state["sums"], state["count"]
+        self._steps_logged = self.steps

@@ -1,0 +1,214 @@
+"""The recurrent state-space model of DreamerV3: a GRU with a norm, step by step.
+
+Paper: Hafner et al. 2023, "Mastering Diverse Domains through World Models" (sizes and order as in
+the code of that year).
+
+    x_t = in [z_{t-1}, a_{t-1}]
+    r, c, u = LN(W [h_{t-1}, x_t]);   u' = sigmoid(u - 1)
+    h_t = u' tanh(sigmoid(r) c) + (1 - u') h_{t-1}
+    p(z_t | h_t);   q(z_t | h_t, o_t), or q(z_t | o_t) with posterior "observation"
+
+With the second posterior everything but h runs over the whole window at once: the ablation that
+separates what the posterior changes from what the layer changes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from statewise.nets.dreamer_layers import FeatureNorm, init_hidden, normed_mlp
+from statewise.nets.latents import LatentConfig, sample_one_hot
+from statewise.ssm.protocol import Cache, State
+from statewise.worldmodels.dynamics import InitialLatents, LatentHead, Start
+from statewise.worldmodels.state import CORE, Observed, flat_stoch, masked
+
+HIDDEN = f"{CORE}0.h"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSSMConfig:
+    """Sizes of `RSSM`."""
+
+    deter: int = 512  # D >= 1, width of h
+    units: int = 512  # >= 1, width of x
+    prior_hidden: tuple[int, ...] = (512,)  # each >= 1
+    posterior_hidden: tuple[int, ...] = (512,)  # each >= 1
+    posterior: Literal["recurrent", "observation"] = "recurrent"  # q(z | h, o) or q(z | o)
+    norm: Literal["layer", "rms"] = "layer"  # of all fully connected layers
+    start: Start = "learned"  # of h and z
+
+    def __post_init__(self) -> None:
+        widths = (self.deter, self.units, *self.prior_hidden, *self.posterior_hidden)
+        if min(widths) < 1:
+            raise ValueError(f"widths: expected at least 1, got {min(widths)}")
+
+
+class NormGRUCell(nn.Module):
+    """A GRU cell with one norm over its three gates."""
+
+    def __init__(self, d_in: int, d_hidden: int, norm: Literal["layer", "rms"]):
+        super().__init__()
+        self.d_in, self.d_hidden = d_in, d_hidden
+        self.linear = init_hidden(nn.Linear(d_hidden + d_in, 3 * d_hidden, bias=False))  # [h, x]
+        self.norm = FeatureNorm(3 * d_hidden, norm)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return what x (..., d_in) adds to the gates (..., 3 D), for any number of steps."""
+        return F.linear(x, self.linear.weight[:, self.d_hidden :])
+
+    def forward(self, projected: Tensor, h: Tensor) -> Tensor:
+        """Return the next h (B, D), from `project` of x and the present h."""
+        summed = torch.addmm(projected, h, self.linear.weight[:, : self.d_hidden].t())
+        r, c, u = self.norm(summed).chunk(3, -1)
+        return torch.lerp(h, torch.tanh(torch.sigmoid(r) * c), torch.sigmoid(u - 1))
+
+
+class RSSM(nn.Module):
+    """A GRU as memory; see `Dynamics`. Its x is h itself.
+
+    Args:
+        d_embed: width of what is observed.
+        d_action: width of an action's vector.
+        latents: of z.
+        config: sizes.
+    """
+
+    trace_from = 1
+
+    def __init__(self, d_embed: int, d_action: int, latents: LatentConfig, config: RSSMConfig):
+        super().__init__()
+        self.config = config
+        D, norm = config.deter, config.norm
+        d_in = latents.num * latents.classes + d_action
+        self.is_recurrent = config.posterior == "recurrent"
+        d_posterior = d_embed + D if self.is_recurrent else d_embed
+        self.posterior = LatentHead(d_posterior, config.posterior_hidden, latents, norm)
+        self.read = normed_mlp(d_in, (config.units,), norm=norm)
+        self.cell = NormGRUCell(config.units, D, norm)
+        self.prior = LatentHead(D, config.prior_hidden, latents, norm)
+        self.initial = InitialLatents(D, latents, config.start)
+        self.d_deter = self.d_hidden = D
+
+    def initial_state(self, batch_size: int) -> State:
+        """Return what a reset restores; see `Dynamics`."""
+        deter, stoch = self.initial(self.prior)
+        h = deter.expand(batch_size, *deter.shape)
+        return {"stoch": stoch.expand(batch_size, *stoch.shape), "deter": h, HIDDEN: h}
+
+    def prepare_step(self) -> Cache:
+        """Return nothing: there is nothing to derive from the parameters."""
+        return {}
+
+    def observe(
+        self,
+        embed: Tensor,
+        action: Tensor,
+        state: State | None,
+        reset: Tensor | None,
+        noise: Tensor,
+        *,
+        trace: int = 0,
+    ) -> Observed:
+        """Run T steps, one after the other; see `Dynamics`."""
+        if state is None:
+            state = self.initial_state(embed.shape[0])
+        if reset is not None:
+            action = masked(action, action.new_zeros(()), reset)
+        loop = self._loop_recurrent if self.is_recurrent else self._loop_parallel
+        deter, stoch, log_q = loop(embed, action, state, reset, noise)
+        h = deter[:, -1]
+        return Observed(
+            stoch=stoch,
+            deter=deter,
+            log_q=log_q,
+            log_p=self.prior(deter),
+            last={"stoch": stoch[:, -1], "deter": h, HIDDEN: h},
+            traced={HIDDEN: deter[:, trace - 1 :: trace]} if trace else {},
+            every=trace,
+        )
+
+    def _loop_parallel(
+        self, embed: Tensor, action: Tensor, state: State, reset: Tensor | None, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return h, z and log q where all z are known before the first h."""
+        h_start, z_start = self.initial(self.prior)
+        log_q = self.posterior(embed)
+        stoch = sample_one_hot(log_q, noise)
+        before = torch.cat((state["stoch"][:, None], stoch[:, :-1]), 1)
+        before = masked(before, z_start, reset)
+        projected = self.cell.project(self.read(torch.cat((flat_stoch(before), action), -1)))
+        h, rows = state["deter"], []
+        for t, x in enumerate(projected.unbind(1)):
+            h = self.cell(x, masked(h, h_start, None if reset is None else reset[:, t]))
+            rows.append(h)
+        return torch.stack(rows, 1), stoch, log_q
+
+    def _loop_recurrent(
+        self, embed: Tensor, action: Tensor, state: State, reset: Tensor | None, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return h, z and log q where every z needs the h before."""
+        start = self.initial(self.prior)
+        h, z = state["deter"], state["stoch"]
+        deters, stochs, log_qs = [], [], []
+        for t in range(embed.shape[1]):
+            h, z, log_q = self._one(
+                embed[:, t],
+                action[:, t],
+                (h, z),
+                None if reset is None else reset[:, t],
+                start,
+                noise[:, t],
+            )
+            deters.append(h)
+            stochs.append(z)
+            log_qs.append(log_q)
+        return torch.stack(deters, 1), torch.stack(stochs, 1), torch.stack(log_qs, 1)
+
+    def _one(
+        self,
+        embed: Tensor,
+        action: Tensor,
+        before: tuple[Tensor, Tensor],
+        reset: Tensor | None,
+        start: tuple[Tensor, Tensor],
+        noise: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return h, z and log q of one step, from h and z before it; the action is cleared."""
+        h, z = (masked(x, x_start, reset) for x, x_start in zip(before, start, strict=True))
+        h = self._next(h, z, action)
+        log_q = self.posterior(torch.cat((h, embed), -1) if self.is_recurrent else embed)
+        return h, sample_one_hot(log_q, noise), log_q
+
+    def _next(self, h: Tensor, z: Tensor, action: Tensor) -> Tensor:
+        x = self.read(torch.cat((flat_stoch(z), action), -1))
+        after: Tensor = self.cell(self.cell.project(x), h)
+        return after
+
+    def observe_step(
+        self,
+        embed: Tensor,
+        action: Tensor,
+        state: State,
+        reset: Tensor | None,
+        noise: Tensor,
+        *,
+        cache: Cache | None = None,
+    ) -> tuple[State, Tensor, Tensor]:
+        """Run one step of `observe`; see `Dynamics`."""
+        if reset is not None:
+            action = masked(action, action.new_zeros(()), reset)
+        start = self.initial(self.prior)
+        before = state["deter"], state["stoch"]
+        h, z, log_q = self._one(embed, action, before, reset, start, noise)
+        return {"stoch": z, "deter": h, HIDDEN: h}, log_q, self.prior(h)
+
+    def imagine_step(
+        self, action: Tensor, state: State, noise: Tensor, *, cache: Cache | None = None
+    ) -> tuple[State, Tensor]:
+        """Run one step without an observation; see `Dynamics`."""
+        h = self._next(state["deter"], state["stoch"], action)
+        log_p = self.prior(h)
+        return {"stoch": sample_one_hot(log_p, noise), "deter": h, HIDDEN: h}, log_p
