@@ -20,8 +20,8 @@ def replayed(made: WorldModel, T: int = 11):  # type: ignore[no-untyped-def]
     batch = windows(T=T)
     double = {key: x.double() for key, x in batch.step.obs.items()}
     step = batch.step._replace(obs=double, reward=batch.step.reward.double())
-    previous = batch.previous._replace(reward=batch.previous.reward.double())
-    arrival = to_arrival(step, previous=previous)
+    arrival = to_arrival(step)  # of rows 0 that start no episode nothing is known
+    assert not arrival.counts.all()
     noise = made.noise(3, T, generator=torch.Generator().manual_seed(0))
     action = made.action_in(arrival)
     return step, arrival, made.observe(step.obs, action, None, step.reset, noise)
