@@ -8,6 +8,7 @@ from typing import Any
 from statewise.bench.claim_checks import SCORE, Rows
 from statewise.bench.claims import Arm, Claim
 from statewise.bench.offline_arm import core_of
+from statewise.training.config import S4WMRun
 
 COLUMNS = (
     "preset",
@@ -55,11 +56,12 @@ def table_text(claim: Claim, rows: Rows, seeds: Sequence[int]) -> str:
 
 def _not_run(arm: Arm, seed: int) -> dict[str, Any]:
     config = arm.config(seed)
+    env = "" if isinstance(config, S4WMRun) else config.env.id
     return {
         "preset": arm.preset,
         "arm": arm.name,
         "core": core_of(config),
-        "task": config.env.id or (arm.data.env_id if arm.data else ""),
+        "task": env or (arm.data.env_id if arm.data else ""),
         "seed": seed,
         SCORE: NOT_RUN,
     }

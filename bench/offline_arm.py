@@ -13,7 +13,7 @@ from torch import nn
 from statewise.bench.process import Answer
 from statewise.training.api import load
 from statewise.training.collector import to_tensors
-from statewise.training.config import OfflineTrainConfig, RunConfig, WorldTrainConfig
+from statewise.training.config import OfflineTrainConfig, RunConfig, S4WMRun, WorldTrainConfig
 from statewise.training.log import read_metrics
 from statewise.training.playing import PlayingAgent
 from statewise.training.run import RunDirectory, read_json, write_json
@@ -34,7 +34,7 @@ SPEEDS = ("updates_per_s", "tokens_per_s")
 
 def core_of(config: RunConfig) -> str:
     """Return what is inside a policy: a layer of `ssm.build`, or the one of its system."""
-    if isinstance(config, WorldTrainConfig):
+    if isinstance(config, WorldTrainConfig | S4WMRun):
         world = config.agent.world
         return str(world.parallel.sequence.kind) if world.core == "parallel" else "gru"
     return CORES.get(config.system) or str(config.agent.sequence.kind)

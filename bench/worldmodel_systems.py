@@ -30,7 +30,7 @@ from statewise.worldmodels.parallel import ParallelConfig
 from statewise.worldmodels.rssm import RSSM, RSSMConfig
 
 OBS_SPACE = spaces.Dict({"obs": spaces.Box(-np.inf, np.inf, (7,), np.float32)})
-ACTIONS = spaces.Discrete(4)
+ACTIONS: spaces.Space[Any] = spaces.Discrete(4)
 RESET_RATE = 0.02
 CHECKED_STEPS = 16
 LIMIT = 1e-4  # of the largest entry, float32
@@ -75,7 +75,9 @@ def make_model(system: str, width: int) -> WorldModel:
         sequence = SequenceConfig(kind="s5", num_layers=2, d_model=width, block=block, s5=s5)
         memory = {"parallel": ParallelConfig(sequence=sequence, **sizes)}
     else:
-        posterior = "observation" if system == GRU_Z else "recurrent"
+        posterior: Literal["observation", "recurrent"] = (
+            "observation" if system == GRU_Z else "recurrent"
+        )
         memory = {"rssm": RSSMConfig(units=width, posterior=posterior, **sizes)}
     config = WorldModelConfig(
         core=core,

@@ -223,7 +223,7 @@ def multi_doors_keys(
     obs, actions, rewards = _play_keys(keys, goals, deeds)
     info = DatasetInfo(
         env_id="statewise/MultiDoorsKeys-v0",
-        obs_specs={"obs": _box([-1] + [0] * 2 * num_keys, [1] * (2 * num_keys + 1))},
+        obs_specs={"obs": _box([-1.0] + [0.0] * 2 * num_keys, [1.0] * (2 * num_keys + 1))},
         action_spec=ArraySpec(shape=(), dtype="int64", num_choices=(4,)),
         max_episode_steps=length,
         ref_min=random_doors(num_keys, length),

@@ -23,8 +23,8 @@ from statewise.agents.build import AGENTS
 from statewise.bench import claims, worker
 from statewise.bench import diagnose as bench_diagnose
 from statewise.bench import layers as bench_layers
-from statewise.bench import rounds as bench_rounds
 from statewise.bench import ppo as bench_ppo
+from statewise.bench import rounds as bench_rounds
 from statewise.bench import scan as bench_scan
 from statewise.data import DatasetInfo, EpisodeDataset, write_d4rl
 from statewise.envs.build import FAMILIES

@@ -123,6 +123,13 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
+def imagine(argv: list[str]) -> int:
+    """Show what a world model imagines: RUN [--context C] [--horizon H] [--out out.gif] ..."""
+    from statewise.training.imagine_cli import run
+
+    return run(argv)
+
+
 def plot(argv: list[str]) -> int:
     """Draw learning curves: RUN... [--out fig.png]."""
     parser = command_parser("plot", plot)
@@ -193,6 +200,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "finetune": finetune,
     "eval": evaluate,
+    "imagine": imagine,
     "plot": plot,
     "export": export,
     "data": data,

@@ -168,22 +168,33 @@ def _with_choices(dataset: EpisodeDataset) -> ArraySpec:
         return spec
     largest: Array = np.zeros(spec.shape, np.int64)
     for index, count in enumerate(dataset.lengths.tolist()):
-        largest = np.maximum(largest, dataset.source.read("actions", index, 0, count).max(0))
+        actions = dataset.source.read("actions", index, 0, count)
+        largest = np.maximum(largest, actions.max(0))
+        if actions.min() < 0:
+            raise SpecMismatch(
+                f"expected choices counted from 0, got {actions.min()}",
+                file=dataset.info.source or None,
+                key="actions",
+                index=index,
+                hint="count them from 0, or store them as floats",
+            )
     return spec._replace(num_choices=tuple((largest.ravel() + 1).tolist()))
 
 
 def _check_same(learned: DatasetInfo, held_out: DatasetInfo) -> None:
     """Raise SpecMismatch unless rows of the two are of the same shape and dtype."""
-    pairs = {key: (spec, held_out.obs_specs.get(key)) for key, spec in learned.obs_specs.items()}
-    named = {f"observations/{key}": pair for key, pair in pairs.items()}
-    named["actions"] = (learned.action_spec, held_out.action_spec)
-    for name, (wanted, got) in named.items():
-        assert wanted is not None
+    named = {f"observations/{key}": spec for key, spec in learned.obs_specs.items()}
+    found = {f"observations/{key}": spec for key, spec in held_out.obs_specs.items()}
+    assert learned.action_spec is not None
+    assert held_out.action_spec is not None
+    named["actions"], found["actions"] = learned.action_spec, held_out.action_spec
+    for name, wanted in named.items():
+        got = found.get(name)
         if got is None or got[:2] != wanted[:2]:
-            found = "none" if got is None else f"{got.shape} of {got.dtype}"
+            words = "none" if got is None else f"{got.shape} of {got.dtype}"
             raise SpecMismatch(
                 f"expected rows of shape {wanted.shape} and {wanted.dtype}, as those that are"
-                f" learned from, got {found}",
+                f" learned from, got {words}",
                 file=held_out.source or None,
                 key=name,
                 hint="give --eval.data of the same environment",

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -28,7 +29,8 @@ class ActionVectors(nn.Module):
     def __init__(self, space: spaces.Space[Any]) -> None:
         super().__init__()
         self.nvec: list[int] = []
-        middle, reach = np.zeros(0, np.float32), np.ones(0, np.float32)
+        middle: NDArray[Any] = np.zeros(0)
+        reach: NDArray[Any] = np.ones(0)
         match space:
             case spaces.Discrete():
                 self.nvec = [int(space.n)]
@@ -46,8 +48,12 @@ class ActionVectors(nn.Module):
                 )
         self.is_single = isinstance(space, spaces.Discrete)
         self.width = sum(self.nvec) or len(middle)
-        self.register_buffer("middle", torch.as_tensor(middle), persistent=False)
-        self.register_buffer("reach", torch.as_tensor(reach), persistent=False)
+        self.register_buffer(
+            "middle", torch.as_tensor(middle, dtype=torch.get_default_dtype()), persistent=False
+        )
+        self.register_buffer(
+            "reach", torch.as_tensor(reach, dtype=torch.get_default_dtype()), persistent=False
+        )
 
     def forward(self, action: Tensor) -> Tensor:
         """Map actions (...), (..., M) or (..., A), counted from 0, to vectors (..., width)."""

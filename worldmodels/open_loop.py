@@ -20,6 +20,7 @@ from torch import Tensor
 
 from statewise.data.shift import Arrival, to_arrival
 from statewise.data.step import Step
+from statewise.nets.dreamer_layers import widened
 from statewise.ssm.protocol import Cache, State
 from statewise.ssm.state import detach
 from statewise.worldmodels.entries import Entry
@@ -262,6 +263,17 @@ class OpenLoop:
         )
 
 
+def as_numbers(entry: Entry, obs: Tensor) -> Tensor:
+    """Return observations (..., *shape) as `WorldModel.decode` would have them if it were right."""
+    match entry.kind:
+        case "picture":
+            return widened(obs) / 255.0
+        case "numbers":
+            return widened(obs)
+        case "indices":
+            return entry.one_hot(obs, torch.float32)
+
+
 def mean_square(entry: Entry, predicted: Tensor, obs: Tensor) -> Tensor:
     """Return the mean squared error (...) of decoded observations.
 
@@ -270,15 +282,8 @@ def mean_square(entry: Entry, predicted: Tensor, obs: Tensor) -> Tensor:
         predicted: as `WorldModel.decode` has it.
         obs: (..., *shape).
     """
-    match entry.kind:
-        case "picture":
-            truth = obs.to(predicted.dtype) / 255.0
-        case "numbers":
-            truth = obs.to(predicted.dtype)
-        case "indices":
-            truth = entry.one_hot(obs, predicted.dtype)
-    lead = predicted.shape[: obs.dim() - len(entry.shape)]
-    return (predicted - truth).square().reshape(*lead, -1).mean(-1)
+    lead = entry.lead(obs)
+    return (predicted - as_numbers(entry, obs)).square().reshape(*lead, -1).mean(-1)
 
 
 def _columns(parts: list[Tensor]) -> Tensor:
@@ -345,7 +350,7 @@ def summarize_rewards(reward: Tensor, inferred: Tensor, imagined: Tensor) -> dic
         for value, count in zip(values, counts, strict=True)
     ]
     accuracy = {f"accuracy_{name}": float(x.mean()) for name, x in right.items()}
-    return {"chance": float(counts.max() / counts.sum())} | accuracy | signs | {"values": rows}
+    return {"chance": int(counts.max()) / len(reward)} | accuracy | signs | {"values": rows}
 
 
 def summarize(parts: list[Measured]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class MultiDoorsKeysVector(TaskVectorEnv):
 
     def outcome(self) -> dict[str, NDArray[Any]]:
         """Say whether every door has been open."""
-        return {"success": self.arrays["opened"].all(1)}
+        return {"success": np.all(self.arrays["opened"], axis=1)}
 
     def step(
         self, actions: NDArray[Any]

@@ -1,6 +1,7 @@
 """The `statewise` command: finds the subcommand, and turns user errors into one line."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -12,6 +13,7 @@ from statewise.training.cli import COMMANDS as TRAINING_COMMANDS
 COMMANDS: dict[str, Callable[[list[str]], int]] = {**TRAINING_COMMANDS, **BENCH_COMMANDS}
 USER_ERROR = 2
 INTERRUPTED = 130
+PIPE_CLOSED = 141  # as a shell has it for a program that the signal ends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after `statewise`, by default those of this process.
 
     Returns:
-        0 after success, 2 after a user's error (one line on stderr), 130 after Ctrl-C, else
-        what the command returned. Unexpected exceptions keep their traceback.
+        0 after success, 2 after a user's error (one line on stderr), 130 after Ctrl-C, 141
+        where the reader of a pipe has closed it, else what the command returned. Unexpected
+        exceptions keep their traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -37,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {' or '.join(near)}?" if near else "see `statewise --help`"
         return _fail(f"expected a command, got {name!r}: {hint}")
     try:
-        return COMMANDS[name](rest)
+        status = COMMANDS[name](rest)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # `| head` has read enough; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -8,7 +8,7 @@ import torch
 
 from statewise.data import ArraySpec, Step
 from statewise.data.replay import Replay
-from statewise.data.replay_config import ReplayBatch, ReplayConfig
+from statewise.data.replay_config import ReplayBatch, ReplayConfig, StorageKind
 from statewise.data.replay_spec import RowSpec
 
 OBS = {"place": ArraySpec((2,), "float32"), "image": ArraySpec((2, 3), "uint8")}
@@ -148,7 +148,7 @@ def make(
     rows: int = 20, workers: int = 2, spec: RowSpec = SPEC, folder: Any = None, **settings: Any
 ) -> Streams:
     """Return an empty replay of `rows` rows per worker."""
-    storage = "memory" if folder is None else "memmap"
+    storage: StorageKind = "memory" if folder is None else "memmap"
     if spec.state:
         settings = {"replay_state": "stored"} | settings
     config = ReplayConfig(capacity=rows * workers, storage=storage, **settings)

@@ -150,6 +150,23 @@ def test_rows_are_those_of_the_stored_step(tmp_path: Path, mode: str) -> None:
             dataset.steps(0, begin, end)
 
 
+def test_whole_episodes_share_a_batch_as_they_are_alone() -> None:
+    dataset = dataset_of(3, 5, 1)
+    step = dataset.whole([2, 1, 0])
+    assert step.valid.shape == (3, 6)
+    for line, number in enumerate((2, 1, 0)):
+        alone = dataset.steps(number)
+        rows = alone.valid.shape[1]
+        for name, values in alone._asdict().items():
+            found = getattr(step, name)
+            if name == "obs":
+                found, values = found["obs"], values["obs"]
+            assert torch.equal(found[line, :rows], values[0]), name
+        assert not step.valid[line, rows:].any()
+    with pytest.raises(IndexError):
+        dataset.whole([3])
+
+
 def test_the_final_row_is_what_the_shift_to_arrivals_expects() -> None:
     dataset = EpisodeDataset.from_episodes(integrator_episodes([3, 4]))
     for index, terminal in ((0, True), (1, False)):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from statewise.data import (
     EpisodeDataset,
     SampledBatch,
+    StreamConfig,
+    StreamSampler,
     TrajectoryConfig,
     TrajectorySampler,
     TransitionConfig,
@@ -237,6 +239,61 @@ def test_packed_pieces_do_not_overlap_and_leave_no_two_half_empty_lines(
     assert (filled * 2 <= width).sum() <= 1
 
 
+def stream_pieces(
+    dataset: EpisodeDataset, batch: SampledBatch, line: int, left: list[int], final: str
+) -> list[tuple[int, int, int]]:
+    """Return the pieces of a line; their episodes are taken from the front of `left`."""
+    length, pieces, column = batch.step.valid.shape[1], [], 0
+    while column < length:
+        number, begin = left.pop(0), int(batch.timestep[line, column])
+        assert begin == 0 or column == 0
+        rows = min(rows_of(dataset, number, final) - begin, length - column)
+        pieces.append((number, begin, rows))
+        column += rows
+    return pieces
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths_of,
+    st.integers(1, 20),
+    st.sampled_from(FINALS),
+    st.booleans(),
+    st.sampled_from(["any", "episode"]),
+    st.integers(0, 99),
+)
+def test_a_stream_goes_on_with_the_next_episode_and_is_full(
+    lengths: list[int], length: int, final: Any, known: bool, starts: Any, seed: int
+) -> None:
+    dataset = dataset_of(*lengths, final=known)
+    config = StreamConfig(length=length, batch_size=4, starts=starts, final=final)
+    batch = StreamSampler(dataset, config, rng(seed)).sample()
+    assert batch.step.valid.shape == (4, length)
+    left = batch.episode.tolist()
+    for line in range(4):
+        pieces = stream_pieces(dataset, batch, line, left, final)
+        assert sum(rows for _, _, rows in pieces) == length
+        assert starts == "any" or pieces[0][1] == 0
+        check_line(dataset, batch, line, pieces)
+    assert not left
+
+
+def test_every_row_of_a_stream_is_equally_likely() -> None:
+    dataset = dataset_of(2, 9, 5, 4)
+    config = StreamConfig(length=8, batch_size=6000)
+    batch = StreamSampler(dataset, config, rng()).sample()
+    first = np.cumsum(dataset.lengths + 1) - dataset.lengths - 1
+    left, counts = batch.episode.tolist(), np.zeros((8, 24))
+    for line in range(6000):
+        column = 0
+        for number, begin, rows in stream_pieces(dataset, batch, line, left, "include"):
+            flat = first[number] + begin + np.arange(rows)
+            counts[column + np.arange(rows), flat] += 1
+            column += rows
+    for column in (0, 3, 7):
+        assert chi_square(counts[column], np.full(24, 1 / 24)) < 2.1  # 23 degrees: p about 0.002
+
+
 def test_windows_without_padding_are_full() -> None:
     dataset = dataset_of(3, 9, 5, 1)
     for final, starts in (("exclude", [0, 6, 2, 0]), ("include", [1, 7, 3, 0])):
@@ -324,10 +381,11 @@ def samplers(generator: np.random.Generator) -> list[Any]:
         WindowSampler(dataset, WindowConfig(length=3, batch_size=4), generator),
         TrajectorySampler(dataset, TrajectoryConfig(batch_size=4), generator),
         TransitionSampler(dataset, TransitionConfig(batch_size=4), generator),
+        StreamSampler(dataset, StreamConfig(length=5, batch_size=4), generator),
     ]
 
 
-@pytest.mark.parametrize("kind", range(3))
+@pytest.mark.parametrize("kind", range(4))
 @pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937])
 def test_a_restored_sampler_goes_on_where_it_was(kind: int, bits: Any) -> None:
     sampler = samplers(np.random.Generator(bits(3)))[kind]
@@ -359,6 +417,8 @@ def test_a_state_of_another_generator_is_refused() -> None:
         (lambda: TrajectoryConfig(buckets=0), "buckets: "),
         (lambda: TrajectoryConfig(packing="all"), "packing: expected one of none, rows"),  # type: ignore[arg-type]
         (lambda: TransitionConfig(batch_size=-1), "batch_size: "),
+        (lambda: StreamConfig(length=0), "length: expected at least 1, got 0"),
+        (lambda: StreamConfig(starts="end"), "starts: expected one of any, episode"),  # type: ignore[arg-type]
     ],
 )
 def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
@@ -372,6 +432,7 @@ def test_nothing_is_sampled_from_an_empty_data_set() -> None:
         (WindowSampler, WindowConfig()),
         (TrajectorySampler, TrajectoryConfig()),
         (TransitionSampler, TransitionConfig()),
+        (StreamSampler, StreamConfig()),
     ):
         with pytest.raises(EmptyDataset, match="expected at least one episode"):
             make(empty, config, rng())  # type: ignore[arg-type]

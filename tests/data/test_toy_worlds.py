@@ -97,8 +97,8 @@ def test_the_references_of_the_hallway_are_those_of_random_and_best_actions() ->
     assert mixed.ref_max == 1
 
 
-@pytest.mark.parametrize("length", [6, 7])
-def test_the_reference_of_the_doors_is_the_mean_over_all_action_sequences(length: int) -> None:
+def test_the_reference_of_the_doors_is_the_mean_over_all_action_sequences() -> None:
+    length = 6  # of two doors and keys: enough to take and use a key twice
     actions = np.array(list(product(range(4), repeat=length))).T
     total = []
     for keys in ((0, 1), (1, 0)):

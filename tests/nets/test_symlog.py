@@ -136,6 +136,17 @@ def test_equal_logits_mean_exactly_zero(spacing: Any, num_bins: int, dtype: torc
         assert_close(grad, two_hot.bins.expand(3, -1) / num_bins, dtype, 1, gradient=True)
 
 
+@pytest.mark.parametrize("num_bins", [2, 5, 8])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_bins_that_are_not_symmetric_all_count_in_the_mean(spacing: Any, num_bins: int) -> None:
+    two_hot = TwoHot(num_bins, -1.0, 3.0, spacing).double()
+    even = torch.linspace(-1.0, 3.0, num_bins, dtype=DOUBLE)
+    logits = torch.randn(3, num_bins, dtype=DOUBLE)
+    p = logits.softmax(-1)
+    expected = symexp(p @ even) if spacing == "symlog" else p @ symexp(even)
+    assert_close(two_hot.mean(logits), expected, DOUBLE, num_bins)
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_the_loss_is_the_cross_entropy_with_the_target(spacing: Any) -> None:
     two_hot = TwoHot(9, -2.0, 2.0, spacing).double()

@@ -132,6 +132,21 @@ def test_interrupt_ends_with_130(
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_a_pipe_that_is_read_no_further_ends_the_command_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise BrokenPipeError
+
+    silenced: list[int] = []
+    monkeypatch.setitem(program.COMMANDS, "fail", fail)
+    monkeypatch.setattr(program.os, "dup2", lambda source, target: silenced.append(target))
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
+    assert program.main(["fail"]) == 141
+    assert silenced == [1]
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "error", [ValueError("defect"), RuntimeError("defect"), OSError(errno.EIO, "defect")]
 )
