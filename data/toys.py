@@ -48,7 +48,7 @@ def rtg_dial(num_episodes: int = 1000, *, length: int = 20, seed: int = 0) -> Ep
     Raises:
         DataConfigError: a number is out of its range.
     """
-    _check_counts(num_episodes=num_episodes, length=length)
+    check_counts(num_episodes=num_episodes, length=length)
     generator = np.random.default_rng(seed)
     level = generator.uniform(size=(num_episodes, 1, 1))
     noise = DIAL_NOISE * generator.standard_normal((num_episodes, length, 1))
@@ -58,14 +58,14 @@ def rtg_dial(num_episodes: int = 1000, *, length: int = 20, seed: int = 0) -> Ep
     rewards = np.clip(actions[..., 0], 0, 1)
     info = DatasetInfo(
         env_id="statewise/RtgDial-v0",
-        obs_specs={"obs": _box([0, 0], [1, 1])},
-        action_spec=_box([DIAL_LOW], [DIAL_HIGH]),
+        obs_specs={"obs": box([0, 0], [1, 1])},
+        action_spec=box([DIAL_LOW], [DIAL_HIGH]),
         max_episode_steps=length,
         ref_min=length * _uniform_clip_mean(DIAL_LOW, DIAL_HIGH),
         ref_max=float(length),
         generator={"made_by": "rtg_dial", "length": length, "seed": seed},
     )
-    return _dataset(obs, actions, rewards, info, ends="terminated")
+    return dataset_of(obs, actions, rewards, info, ends="terminated")
 
 
 def delayed_cue(num_episodes: int = 2000, *, length: int = 30, seed: int = 0) -> EpisodeDataset:
@@ -82,7 +82,7 @@ def delayed_cue(num_episodes: int = 2000, *, length: int = 30, seed: int = 0) ->
     Raises:
         DataConfigError: a number is out of its range.
     """
-    _check_counts(num_episodes=num_episodes, length=length)
+    check_counts(num_episodes=num_episodes, length=length)
     cue = 2 * np.random.default_rng(seed).integers(2, size=num_episodes) - 1
     obs = np.zeros((num_episodes, length + 2, 2), np.float32)
     obs[:, 0, 0], obs[:, length, 1] = cue, 1
@@ -92,14 +92,14 @@ def delayed_cue(num_episodes: int = 2000, *, length: int = 30, seed: int = 0) ->
     rewards[:, length] = 1
     info = DatasetInfo(
         env_id="statewise/DelayedCue-v0",
-        obs_specs={"obs": _box([-1, 0], [1, 1])},
+        obs_specs={"obs": box([-1, 0], [1, 1])},
         action_spec=ArraySpec(shape=(), dtype="int64", num_choices=(3,)),
         max_episode_steps=length + 1,
         ref_min=1 / 3,
         ref_max=1.0,
         generator={"made_by": "delayed_cue", "length": length, "seed": seed},
     )
-    return _dataset(obs, actions, rewards, info, ends="terminated")
+    return dataset_of(obs, actions, rewards, info, ends="terminated")
 
 
 def double_integrator(
@@ -116,7 +116,7 @@ def double_integrator(
     Raises:
         DataConfigError: a number is out of its range.
     """
-    _check_counts(num_episodes=num_episodes)
+    check_counts(num_episodes=num_episodes)
     if not 0 <= random_share <= 1:
         problem = f"expected a number in [0, 1], got {random_share}"
         raise DataConfigError(problem, key="random_share")
@@ -131,14 +131,14 @@ def double_integrator(
     bound = [START + STEPS * DT * speed, speed]
     info = DatasetInfo(
         env_id="statewise/DoubleIntegrator-v0",
-        obs_specs={"obs": _box([-x for x in bound], bound)},
-        action_spec=_box([-FORCE], [FORCE]),
+        obs_specs={"obs": box([-x for x in bound], bound)},
+        action_spec=box([-FORCE], [FORCE]),
         max_episode_steps=STEPS,
         ref_min=ref_min,
         ref_max=ref_max,
         generator={"made_by": "double_integrator", "random_share": random_share, "seed": seed},
     )
-    return _dataset(obs, actions, rewards, info, ends="truncated")
+    return dataset_of(obs, actions, rewards, info, ends="truncated")
 
 
 def distracting_hallway(
@@ -157,7 +157,7 @@ def distracting_hallway(
     Raises:
         DataConfigError: a number is out of its range.
     """
-    _check_counts(num_episodes=num_episodes)
+    check_counts(num_episodes=num_episodes)
     narrowest = length if low is None else low
     if not NARROWEST <= narrowest <= length:
         problem = f"expected {NARROWEST} <= low <= length, got {low} and {length}"
@@ -175,7 +175,7 @@ def distracting_hallway(
     widths = np.arange(narrowest, length + 1, dtype=np.float64)
     info = DatasetInfo(
         env_id="statewise/DistractingHallway-v0",
-        obs_specs={"obs": _box([0] * obs.shape[2], [1] * obs.shape[2])},
+        obs_specs={"obs": box([0] * obs.shape[2], [1] * obs.shape[2])},
         action_spec=ArraySpec(shape=(), dtype="int64", num_choices=(3,)),
         max_episode_steps=ROOM + length + 1,
         ref_min=float((3.0 ** -(ROOM + widths + 1)).mean()),
@@ -187,7 +187,7 @@ def distracting_hallway(
             "seed": seed,
         },
     )
-    return _dataset(obs, actions, rewards, info, ends="terminated", steps=end + 1)
+    return dataset_of(obs, actions, rewards, info, ends="terminated", steps=end + 1)
 
 
 def multi_doors_keys(
@@ -208,7 +208,7 @@ def multi_doors_keys(
     Raises:
         DataConfigError: a number is out of its range.
     """
-    _check_counts(num_episodes=num_episodes)
+    check_counts(num_episodes=num_episodes)
     if num_keys < 2:
         raise DataConfigError(f"expected at least 2, got {num_keys}", key="num_keys")
     if length < 4 * num_keys - 2:
@@ -223,7 +223,7 @@ def multi_doors_keys(
     obs, actions, rewards = _play_keys(keys, goals, deeds)
     info = DatasetInfo(
         env_id="statewise/MultiDoorsKeys-v0",
-        obs_specs={"obs": _box([-1.0] + [0.0] * 2 * num_keys, [1.0] * (2 * num_keys + 1))},
+        obs_specs={"obs": box([-1.0] + [0.0] * 2 * num_keys, [1.0] * (2 * num_keys + 1))},
         action_spec=ArraySpec(shape=(), dtype="int64", num_choices=(4,)),
         max_episode_steps=length,
         ref_min=random_doors(num_keys, length),
@@ -235,7 +235,7 @@ def multi_doors_keys(
             "seed": seed,
         },
     )
-    return _dataset(obs, actions, rewards, info, ends="truncated")
+    return dataset_of(obs, actions, rewards, info, ends="truncated")
 
 
 def random_doors(num_keys: int, length: int) -> float:
@@ -413,7 +413,7 @@ def _play_keys(
     return obs, actions, rewards
 
 
-def _dataset(
+def dataset_of(
     obs: Array,
     actions: Array,
     rewards: Array,
@@ -438,7 +438,8 @@ def _dataset(
     return EpisodeDataset.from_episodes(episodes, info)
 
 
-def _box(low: list[float], high: list[float]) -> ArraySpec:
+def box(low: list[float], high: list[float]) -> ArraySpec:
+    """Return a float32 vector between bounds."""
     bounds = np.array([low, high], np.float32)
     return ArraySpec(shape=(len(low),), dtype="float32", low=bounds[0], high=bounds[1])
 
@@ -448,7 +449,8 @@ def _uniform_clip_mean(low: float, high: float) -> float:
     return (0.5 + (high - 1)) / (high - low)
 
 
-def _check_counts(**counts: int) -> None:
+def check_counts(**counts: int) -> None:
+    """Raise DataConfigError unless all numbers are at least 1."""
     for key, value in counts.items():
         if value < 1:
             raise DataConfigError(f"expected at least 1, got {value}", key=key)

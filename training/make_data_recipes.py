@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
-from statewise.data import EpisodeDataset, toys
+from statewise.data import EpisodeDataset, toy_offer, toys
 from statewise.training.schema import ConfigError, nearest
 
 Algorithm = Literal["sac", "td3"]
@@ -98,6 +98,15 @@ TOYS: dict[str, Toy] = {
             "medium": partial(toys.double_integrator, random_share=0.5),
             "expert": toys.double_integrator,
         },
+    ),
+    "delayed-offer": Toy(
+        "statewise/DelayedOffer-v0",
+        {
+            "random": toy_offer.delayed_offer,
+            "take": partial(toy_offer.delayed_offer, takes=1.0),
+            "mixed": partial(toy_offer.delayed_offer, low=toy_offer.SHORTEST_OFFER),
+        },
+        length=10,
     ),
     "distracting-hallway": Toy(
         "statewise/DistractingHallway-v0",

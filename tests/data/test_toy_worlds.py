@@ -9,6 +9,8 @@ import pytest
 
 from statewise.data import ArraySpec, EpisodeDataset, toys
 from statewise.data.errors import DataConfigError
+from statewise.data.toy_offer import delayed_offer
+from statewise.envs.tasks.delayed_offer import DelayedOfferVector
 from statewise.envs.tasks.distracting_hallway import DistractingHallwayVector
 from statewise.envs.tasks.multi_doors_keys import DOOR, MultiDoorsKeysVector
 
@@ -202,3 +204,39 @@ def test_equal_seeds_give_equal_data_and_others_do_not(make: Any) -> None:
 def test_sizes_out_of_range_are_refused(make: Any) -> None:
     with pytest.raises(DataConfigError, match=r"expected .*, got"):
         make()
+
+
+@pytest.mark.parametrize("level", [{}, {"low": 2}, {"takes": 1.0}])
+def test_offers_pay_what_the_cue_says_and_nothing_else_depends_on_it(level: Any) -> None:
+    data = delayed_offer(1500, length=6, **level)
+    env = DelayedOfferVector(len(data), delay=6, mode="mixed" if "low" in level else "fixed")
+    env.reset(seed=0)
+    episodes = list(data.episodes())
+    cue = np.array([int(e.observations["obs"][0, 1] > 0) for e in episodes])
+    env.arrays["cue"][:], env.arrays["delay"][:] = cue, data.lengths - 1
+    for n, episode in enumerate(episodes):
+        env.arrays["noise"][n, : data.lengths[n]] = episode.observations["obs"][:-1, 2]
+    obs = env.observe()
+    for t in range(max(data.lengths)):
+        going = np.flatnonzero(data.lengths > t)
+        action = np.ones(len(data), np.int64)
+        for n in going:
+            assert np.array_equal(obs[n], episodes[n].observations["obs"][t])
+            action[n] = episodes[n].actions[t]
+        obs, reward, terminated, _, _ = env.step(action)
+        for n in going:
+            assert reward[n] == episodes[n].rewards[t]
+            assert terminated[n] == (t == data.lengths[n] - 1)
+    taken = np.array([e.actions[-1] == 0 for e in episodes])
+    if "takes" in level:
+        assert taken.all()
+    else:
+        table = [[((cue == c) & (taken == t)).sum() for t in (False, True)] for c in (0, 1)]
+        assert np.square((np.array(table) - 375) / np.sqrt(375)).sum() < 22  # chi^2, 3: P < 1e-4
+    assert len(set(data.lengths)) == (5 if "low" in level else 1)
+
+
+@pytest.mark.parametrize("changes", [{"low": 1}, {"low": 11}, {"takes": 1.5}])
+def test_offers_out_of_range_are_refused(changes: Any) -> None:
+    with pytest.raises(DataConfigError, match="expected 2 <= low"):
+        delayed_offer(2, **changes)

@@ -13,6 +13,7 @@ from numpy.testing import assert_array_equal
 from statewise.data.errors import Misaligned
 from statewise.envs.protocol import EnvError
 from statewise.envs.tasks.delayed_cue import DelayedCueVector
+from statewise.envs.tasks.delayed_offer import DelayedOfferVector
 from statewise.envs.tasks.distracting_hallway import DistractingHallwayVector
 from statewise.envs.tasks.multi_doors_keys import MultiDoorsKeysVector
 from statewise.envs.tasks.rtg_dial import RtgDialVector
@@ -387,6 +388,7 @@ def test_the_default_length_of_a_set_is_that_of_its_environment() -> None:
     lengths = {
         "rtg-dial": RtgDialVector().length,
         "delayed-cue": DelayedCueVector().length,
+        "delayed-offer": DelayedOfferVector().delay,
         "distracting-hallway": DistractingHallwayVector().width,
         "multi-doors-keys": MultiDoorsKeysVector().length,
     }
