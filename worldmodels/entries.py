@@ -116,7 +116,7 @@ def _box(key: str, space: spaces.Box) -> Entry:
     if (height, width) != (SIDE, SIDE):
         raise ValueError(
             f"obs_space[{key!r}]: expected a picture of {SIDE} x {SIDE} pixels, got {height} x "
-            f"{width}: set `size` of the environment's picture wrapper to {SIDE}"
+            f"{width}: wrap the environment in gymnasium.wrappers.ResizeObservation(({SIDE}, {SIDE}))"
         )
     return entry
 

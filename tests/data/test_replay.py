@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from statewise.data import Step, to_arrival
@@ -30,6 +30,7 @@ chunks = st.lists(
 
 
 @settings(max_examples=50)
+@example(2, [(8, None)], 6, STATES[0], "episode", [1])  # no room for a window, in a full ring
 @given(
     st.integers(2, 12),
     chunks,

@@ -96,6 +96,13 @@ def test_large_counts_do_not_underflow() -> None:
     assert sorted(draw_without_replacement(logits, 3, rng())) == [0, 1, 2]
 
 
+def test_a_batch_is_in_the_order_of_its_draws() -> None:
+    order = rng().permutation(2000)
+    logits = np.empty(2000)
+    logits[order] = -1000.0 * np.arange(2000)
+    assert draw_without_replacement(logits, 900, rng()).tolist() == order[:900].tolist()
+
+
 def counted(streams: Streams, name: str) -> Any:
     return streams.replay.state_dict()["dfs"][name]
 
@@ -126,6 +133,17 @@ def test_a_row_that_takes_the_place_of_another_was_never_drawn() -> None:
     expected[1, :3] = 0
     for name in ("trained", "imagined"):
         np.testing.assert_array_equal(counted(streams, name), expected)
+
+
+def test_a_resumed_replay_has_counted_as_much() -> None:
+    streams, other = (make(8, 2, weights="dfs") for _ in range(2))
+    streams.append(11)
+    streams.replay.sample(5, 2, rng())
+    streams.replay.sample(4, 2, rng(), purpose="imagination")
+    other.replay.load_state_dict(streams.replay.state_dict())
+    for name, total in (("trained", 5), ("imagined", 4)):
+        assert counted(other, name).sum() == total
+        np.testing.assert_array_equal(counted(other, name), counted(streams, name))
 
 
 def test_draws_even_out_and_imagination_follows_training() -> None:
@@ -185,8 +203,10 @@ def test_memory_maze_has_an_update_every_64_steps() -> None:
     assert [n for n in range(1, 641) if ratio.due(1)] == list(range(64, 641, 64))
 
 
-def test_a_tenth_of_an_update_adds_up_without_drift() -> None:
-    ratio = TrainRatio(0.1, 1)
+@pytest.mark.parametrize(("value", "rows"), [(0.1, 1), (0.3, 3)])
+def test_a_tenth_of_an_update_adds_up_without_drift(value: float, rows: int) -> None:
+    """As a binary number 0.1 is too large and 0.3 too small."""
+    ratio = TrainRatio(value, rows)
     assert [n for n in range(1, 2001) if ratio.due(1)] == list(range(10, 2001, 10))
 
 

@@ -107,6 +107,10 @@ def test_rows_of_files_are_those_of_memory(tmp_path: Path) -> None:
     assert sum(sizes) == streams.replay.nbytes + 2 * 8
 
 
+def test_files_may_be_larger_than_memory(tmp_path: Path) -> None:
+    assert make(8, 1, folder=tmp_path, max_bytes=1).replay.nbytes > 1
+
+
 def test_no_more_than_the_tail_is_lost_and_it_is_counted(tmp_path: Path) -> None:
     streams = make(8, 2, folder=tmp_path)
     streams.append(13)
@@ -276,7 +280,7 @@ def edited(**changes: Any) -> Any:
         edited(begin=[0]),
         edited(end=[99, 0]),
         edited(end=[-1, 0]),
-        edited(begin=[-1, 0]),
+        edited(begin=[-1, 0], end=[5, 0]),
         edited(begin=[2, 0], end=[1, 0]),
         edited(end=None),
         edited(layout=None),

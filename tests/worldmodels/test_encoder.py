@@ -190,7 +190,7 @@ def test_a_picture_of_another_size_is_refused_and_names_the_setting(
 ) -> None:
     with pytest.raises(ValueError, match=r"obs_space\['picture'\]: expected a picture of 64 x 64"):
         picture_encoder(shape)
-    with pytest.raises(ValueError, match="set `size` of the environment's picture wrapper to 64"):
+    with pytest.raises(ValueError, match=r"wrappers\.ResizeObservation\(\(64, 64\)\)"):
         picture_encoder(shape)
 
 
