@@ -78,6 +78,8 @@ def _read_evaluation(curve: Curve) -> _Evaluation | None:
     if not path.exists():
         return None
     found = read_json(path)
+    if "generation" in found:  # of a world model, which has no returns
+        return None
     is_score = curve.metric == SCORE or (curve.is_loss and found.get("score") is not None)
     try:
         values = [float(found["return_mean"])]

@@ -2,7 +2,7 @@
 
 A run in its environment is drawn by its episode returns over environment steps. A run on data is
 drawn over updates: by the scores of its evaluations on the way, without reference returns by their
-returns, without evaluations by its loss. Runs that are drawn together share what they are drawn by.
+returns, without evaluations, or of a world model, by its loss. Runs that are drawn together share what they are drawn by.
 """
 
 import math
@@ -22,6 +22,7 @@ from statewise.training.statistics import mean_interval
 METRIC = "rollout/ep_rew_mean"
 SCORE, RETURN = "eval/score", "eval/return_mean"
 AXES = {METRIC: "episode return", SCORE: "score", RETURN: "episode return"}
+LOSSES = ("offline/", "world_model/")  # groups of the losses of runs on data
 MIN_FOR_INTERVAL = 3  # of two runs an interval says little: their range is drawn instead
 _UNITS = {False: "environment steps", True: "updates"}  # by whether a run is on data
 
@@ -54,7 +55,7 @@ class Curve:
     @property
     def y_label(self) -> str:
         """What `returns` holds."""
-        loss = self.metric.removeprefix("offline/").replace("_", " ")
+        loss = self.metric.partition("/")[2].replace("_", " ")
         return AXES.get(self.metric, loss)
 
 
@@ -88,6 +89,11 @@ def _data_words(data: dict[str, Any]) -> list[str]:
     return words
 
 
+def _memory(world: dict[str, Any]) -> str:
+    """Return the layer in a world model."""
+    return str(world["parallel"]["sequence"]["kind"] if world["core"] == "parallel" else "gru")
+
+
 def _describe(run: RunDirectory) -> tuple[str, str, bool]:
     """Return environment, label, and whether the run is on data.
 
@@ -98,11 +104,17 @@ def _describe(run: RunDirectory) -> tuple[str, str, bool]:
     try:
         config: dict[str, Any] = yaml.safe_load(run.config_path.read_bytes())
         system, agent, data = config["system"], config["agent"], config.get("data")
-        env = config["env"]["id"] or (data and manifest["data"]["env_id"]) or "own environment"
+        env = (
+            config.get("env", {"id": ""})["id"]
+            or (data and manifest["data"]["env_id"])
+            or "own environment"
+        )
         words = [run.read_preset().removesuffix(".yaml") or system]
         if "finetune" in manifest:
             words = [f"{system} fine-tuned"]
-        if data is None or "sequence" in agent:
+        if "world" in agent:
+            words.append(_memory(agent["world"]))
+        elif data is None or "sequence" in agent:
             words.append(agent["sequence"]["kind"])
         words += [] if data is None else _data_words(data)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
@@ -123,7 +135,7 @@ def _read(path: Path) -> _Logged:
     names = [METRIC]
     if is_on_data:
         logged = dict.fromkeys(name for row in rows for name in row)
-        losses = [name for name in logged if name.startswith("offline/") and name.endswith("loss")]
+        losses = [name for name in logged if name.startswith(LOSSES) and name.endswith("loss")]
         names = [SCORE, RETURN, *losses]
     points = {
         name: {row["step"]: row[name] for row in rows if math.isfinite(row.get(name, math.nan))}

@@ -116,7 +116,8 @@ def _box(key: str, space: spaces.Box) -> Entry:
     if (height, width) != (SIDE, SIDE):
         raise ValueError(
             f"obs_space[{key!r}]: expected a picture of {SIDE} x {SIDE} pixels, got {height} x "
-            f"{width}: wrap the environment in gymnasium.wrappers.ResizeObservation(({SIDE}, {SIDE}))"
+            f"{width}: wrap the environment in"
+            f" gymnasium.wrappers.ResizeObservation(({SIDE}, {SIDE}))"
         )
     return entry
 
