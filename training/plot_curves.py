@@ -2,7 +2,8 @@
 
 A run in its environment is drawn by its episode returns over environment steps. A run on data is
 drawn over updates: by the scores of its evaluations on the way, without reference returns by their
-returns, without evaluations, or of a world model, by its loss. Runs that are drawn together share what they are drawn by.
+returns, without evaluations, or of a world model, by its loss. Runs that are drawn together share
+what they are drawn by.
 """
 
 import math
