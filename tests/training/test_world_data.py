@@ -168,7 +168,10 @@ def test_an_evaluation_writes_everything_and_is_repeated(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("reconstruction ")
     assert lines[3] == f"2 episodes, context half of each, 2 rollouts: {whole / 'eval.json'}"
-    assert main(["eval", str(whole), "--episodes", "1", "--seed", "7"]) == 0
+    assert main(["eval", str(whole), "--seed", "7"]) == 0
+    other = json.loads((whole / "eval.json").read_text())
+    assert other["generation"]["loss"] != first["generation"]["loss"]
+    assert main(["eval", str(whole), "--episodes", "1"]) == 0
     assert json.loads((whole / "eval.json").read_text())["episodes"] == 1
 
 
