@@ -78,6 +78,15 @@ def load_weights(module: nn.Module, given: dict[str, Tensor]) -> None:
     module.load_state_dict(given)
 
 
+@torch.no_grad()
+def _clip_to_own_norm(parameters: list[Tensor], gradients: list[Tensor], max_norm: float) -> None:
+    """Scale each gradient down to `max_norm` times its parameter's norm, on the device."""
+    own = torch.stack(torch._foreach_norm(parameters)).clamp(min=_SMALLEST_NORM)
+    norms = torch.stack(torch._foreach_norm(gradients))
+    factors = (max_norm * own / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, list(factors.unbind()))
+
+
 def clip_gradients(module: nn.Module, max_norm: float, how: Clip) -> Tensor:
     """Scale gradients down in place; return the norm of all of them before.
 
@@ -89,11 +98,10 @@ def clip_gradients(module: nn.Module, max_norm: float, how: Clip) -> Tensor:
     if how == "joint":
         return nn.utils.clip_grad_norm_(module.parameters(), max_norm)
     named = [(name, p) for name, p in module.named_parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for _, p in named if p.grad is not None])
+    gradients = [p.grad for _, p in named if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
     if how == "adaptive":
-        for _, parameter in named:
-            own = max_norm * float(parameter.detach().norm().clamp(min=_SMALLEST_NORM))
-            nn.utils.clip_grad_norm_(parameter, own)
+        _clip_to_own_norm([p.detach() for _, p in named], gradients, max_norm)
         return norm
     ssm = ssm_parameter_names(module)
     groups: dict[str, list[nn.Parameter]] = {}

@@ -10,8 +10,8 @@ from statewise.ssm.protocol import State
 Metrics = dict[str, float]
 
 
-class Agent(Protocol):
-    """A policy with a recurrent state and a way to improve itself."""
+class ActingAgent(Protocol):
+    """A policy with a recurrent state."""
 
     def initial_state(self, batch_size: int) -> State:
         """Return the state for `batch_size` environments that are about to start."""
@@ -40,6 +40,10 @@ class Agent(Protocol):
             `value` (B,) for agents that have one), and the next state.
         """
         ...
+
+
+class Agent(ActingAgent, Protocol):
+    """A policy with a recurrent state and a way to improve itself."""
 
     def update(self, batch: Batch) -> Metrics:
         """Take the gradient steps that this batch is for."""

@@ -1,7 +1,9 @@
 """The GPU benchmark: how long every op takes, and what share of the copy bandwidth that is.
 
-A time is the median of 100 calls between two events of the device, after 25 calls to warm up; in
-between, 256 MB are written, so that no input is left in the cache. The bandwidth achieved is the
+A time is the median of calls between two events of the device, 10 to 100 of them, after some to
+warm up. Before each, 256 MB are written, so that no input is left in the cache, and the device is
+kept waiting while the call is enqueued: what Python needs for that is no part of the time, except
+where a call enqueues more than the device's queue holds. The bandwidth achieved is the
 bytes an op has to move (`gpu_cases.py`) by that time; it is compared with that of a copy, measured
 in the same way. See `scripts/gpu_check.py`.
 """
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -23,8 +26,10 @@ from statewise.training.run import write_json
 
 BACKENDS: tuple[Backend, ...] = ("triton", "torch")  # the first is ours in the speedups
 MODES = ("forward", "forward+backward")
-WARM_UP = 25  # calls
-REPS = 100
+WARM_UP = 5  # calls
+FEWEST, MOST = 10, 100  # calls that are timed
+SECONDS = 0.5  # after which no more than FEWEST are timed
+WAIT_CYCLES = 8_000_000  # of the device, about 4 ms
 FLUSH_BYTES = 256 * 2**20
 COPY_BYTES = 2**30
 CLOCKS = ("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader")
@@ -54,11 +59,15 @@ def event_timer(device: torch.device) -> Timer:
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def timer(call: Callable[[], object]) -> float:
+        begun = perf_counter()
         for _ in range(WARM_UP):
             call()
+        torch.cuda.synchronize(device)
+        one = (perf_counter() - begun) / WARM_UP
         pairs = []
-        for _ in range(REPS):
+        for _ in range(min(MOST, max(FEWEST, int(SECONDS / one)))):
             flush.zero_()
+            torch.cuda._sleep(WAIT_CYCLES)
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             call()

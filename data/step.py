@@ -1,8 +1,23 @@
 """The stored step and the batch: the one layout of time that everything above shares."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
+
+Tree = TypeVar("Tree")
+
+
+def moved(tree: Tree, device: torch.device) -> Tree:
+    """Return a batch on a device: named tuples and dicts of tensors; other leaves as they are."""
+    parts: Any = tree
+    if isinstance(parts, Tensor):
+        return parts.to(device)  # type: ignore[return-value]
+    if isinstance(parts, dict):
+        return {key: moved(x, device) for key, x in parts.items()}  # type: ignore[return-value]
+    if hasattr(parts, "_fields"):
+        return type(parts)(*(moved(x, device) for x in parts))
+    return tree
 
 
 class Step(NamedTuple):

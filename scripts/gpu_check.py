@@ -44,9 +44,13 @@ def run_benchmark(ops: tuple[str, ...], out: Path) -> None:
     copy = gpu.copy_bandwidth(timer, device)
     print(f"a copy moves {copy / 1e9:.0f} GB/s", flush=True)
     about = gpu.describe(device)
-    rows = gpu.measure(workloads(ops), timer, device, copy, lambda line: print(line, flush=True))
-    for path in gpu.write(out, about, copy, rows):
-        print(path)
+    rows: list[gpu.Row] = []
+    paths: list[Path] = []
+    for op in ops:  # written after each, so that an interrupted run keeps what it has
+        cases = workloads((op,))
+        rows += gpu.measure(cases, timer, device, copy, lambda line: print(line, flush=True))
+        paths = gpu.write(out, about, copy, rows)
+    print(*paths, sep="\n")
 
 
 def main(words: list[str] | None = None) -> int:

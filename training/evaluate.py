@@ -6,33 +6,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from statewise.agents.protocol import ActingAgent
 from statewise.envs.protocol import VectorEnv
-from statewise.ssm.protocol import State
-from statewise.training.collector import to_tensors
 from statewise.training.run import RunDirectory, write_json
 from statewise.training.statistics import mean_interval
-
-
-class ActingAgent(Protocol):
-    """What an evaluation needs of an agent; see `agents.protocol.Agent`."""
-
-    def initial_state(self, batch_size: int) -> State:
-        """Return the state for `batch_size` environments that are about to start."""
-        ...
-
-    def act(
-        self,
-        obs: dict[str, Tensor],
-        state: State,
-        is_first: Tensor,
-        reset: Tensor,
-        *,
-        explore: bool,
-    ) -> tuple[Tensor, dict[str, Tensor], State]:
-        """Choose actions."""
-        ...
+from statewise.training.stepper import to_tensors
 
 
 class Evaluation(Protocol):

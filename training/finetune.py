@@ -20,13 +20,13 @@ from statewise.agents.offline.hidden_replay import PlayedEpisode
 from statewise.agents.offline.weighted_bc import WeightedBC
 from statewise.agents.protocol import Metrics
 from statewise.envs.protocol import VectorEnv
-from statewise.training.collector import WINDOW
 from statewise.training.evaluate import TargetResult
 from statewise.training.finetune_config import FinetuneConfig, noise_at
 from statewise.training.finetune_play import EpisodePlayer
 from statewise.training.loop import Loop
 from statewise.training.run import RunDirectory
 from statewise.training.seeding import Seeds
+from statewise.training.stepper import WINDOW
 
 Evaluate = Callable[[], list[TargetResult]]
 

@@ -19,7 +19,7 @@ from statewise.envs.protocol import Arrived, Obs, VectorEnv
 from statewise.envs.return_to_go import NAME
 from statewise.ssm.protocol import State
 from statewise.ssm.state import select, where
-from statewise.training.collector import to_tensors
+from statewise.training.stepper import to_tensors
 
 
 def explored(

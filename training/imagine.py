@@ -14,13 +14,12 @@ from torch import Tensor
 
 from statewise.data.dataset import EpisodeDataset
 from statewise.data.episode import Episode
-from statewise.data.step import Step
+from statewise.data.step import Step, moved
 from statewise.envs.spaces import restore_action
-from statewise.training.collector import to_tensors
-from statewise.training.open_loop_eval import moved
 from statewise.training.playing import PlayingAgent
 from statewise.training.run import RunDirectory
 from statewise.training.schema import ConfigError
+from statewise.training.stepper import to_tensors
 from statewise.training.trained_world import TrainedWorldAgent
 from statewise.training.trained_world_model import TrainedWorldModel
 from statewise.worldmodels.entries import Entry

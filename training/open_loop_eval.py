@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 
 from statewise.data.dataset import EpisodeDataset
-from statewise.data.step import Step
+from statewise.data.step import moved
 from statewise.training.schema import ConfigError
 from statewise.training.world_config import OpenLoopEvalConfig
 from statewise.worldmodels.model import WorldModel
@@ -54,12 +54,6 @@ class OpenLoopResult(NamedTuple):
         context = f"context {self.context}" if self.context else "context half of each"
         lines.append(f"{self.found['episodes']} episodes, {context}, {self.samples} rollouts")
         return lines
-
-
-def moved(step: Step, device: torch.device) -> Step:
-    """Return rows on a device."""
-    others = {key: x.to(device) for key, x in step._asdict().items() if key != "obs"}
-    return Step({key: x.to(device) for key, x in step.obs.items()}, **others)
 
 
 def check_episodes(dataset: EpisodeDataset, config: OpenLoopEvalConfig) -> None:

@@ -14,11 +14,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from statewise.agents.build import AGENTS
+from statewise.agents.protocol import ActingAgent
 from statewise.envs.spaces import restore_action
 from statewise.ssm.protocol import State
 from statewise.training.checkpoint import save_checkpoint
 from statewise.training.config import ConfigError, RunConfig, dump_config
-from statewise.training.evaluate import ActingAgent, EvalOptions, Evaluation
+from statewise.training.evaluate import EvalOptions, Evaluation
 from statewise.training.loop import Loop
 from statewise.training.run import RunDirectory, RunError
 

@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 from statewise.agents.build import AGENTS
 from statewise.agents.recurrent_ppo import EncoderFactory, RecurrentPPO
-from statewise.envs.build import make_env, make_single, wrap_single
+from statewise.envs.build import EnvConfig, make_env, make_single, wrap_single
 from statewise.envs.protocol import VectorEnv
 from statewise.training.config import ConfigError, TrainConfig
 from statewise.training.evaluate import EvalOptions, EvalResult, evaluate
@@ -90,16 +90,19 @@ class TrainedAgent(PlayingAgent):
         return make_env(config, self._factory)
 
     def make_eval_env(self, num_envs: int) -> VectorEnv:
-        """Return the run's environments for evaluation: each on a seed of its own."""
-        config = dataclasses.replace(self.config.env, num_envs=num_envs)
+        """Return the environments of an evaluation: each on a seed of its own."""
+        config = dataclasses.replace(self._eval_env_config(), num_envs=num_envs)
         if config.vectorization != "async":
             # A vector environment of its own kind may draw all episodes from one generator.
             config = dataclasses.replace(config, vectorization="sync")
         return make_env(config, self._factory)
 
+    def _eval_env_config(self) -> EnvConfig:
+        return self.config.env
+
     def wrap(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         """Return `env` in the form the agent expects: flat observations, and its own inputs."""
-        return wrap_single(env, self.config.env.inputs)
+        return wrap_single(env, self.config.env.inputs, self.config.env.picture_size)
 
     def evaluate(self, options: EvalOptions) -> tuple[EvalResult, dict[str, Any]]:
         """Play complete episodes; return what they gave, and the same for eval.json.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from statewise.agents.imagination.agent import ImaginationAgent
-from statewise.envs.build import make_env
+from statewise.envs.build import EnvConfig
 from statewise.envs.protocol import VectorEnv
 from statewise.training.evaluate import EvalOptions, EvalResult
 from statewise.training.playing import PlayingAgent
@@ -27,12 +27,9 @@ class TrainedWorldAgent(TrainedAgent):
     def _schedule(self) -> dict[str, Any]:
         return {}
 
-    def make_eval_env(self, num_envs: int) -> VectorEnv:
-        """Return the environments of an evaluation, with `eval.kwargs` laid over the run's."""
+    def _eval_env_config(self) -> EnvConfig:
         env = self.config.env
-        kwargs = env.kwargs | self.config.eval.kwargs
-        config = dataclasses.replace(env, num_envs=num_envs, kwargs=kwargs)
-        return make_env(config, self._factory)
+        return dataclasses.replace(env, kwargs=env.kwargs | self.config.eval.kwargs)
 
     def _evaluate_on_the_way(self) -> EvalResult:
         result, _ = self.evaluate(EvalOptions())

@@ -7,11 +7,9 @@ Rows are stored as they come, final observations included; windows cross the end
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -24,15 +22,15 @@ from statewise.data.replay_config import ReplayBatch
 from statewise.data.replay_ratio import TrainRatio
 from statewise.data.replay_spec import RowSpec
 from statewise.data.step import Step
-from statewise.envs.protocol import Arrived, Obs, VectorEnv
+from statewise.envs.protocol import Arrived, VectorEnv
 from statewise.ssm.protocol import State
-from statewise.training.collector import WINDOW, to_tensors
 from statewise.training.config import dump_config
 from statewise.training.evaluate import EvalResult
 from statewise.training.loop import Loop
 from statewise.training.run import RunDirectory
 from statewise.training.schema import ConfigError
 from statewise.training.seeding import Seeds
+from statewise.training.stepper import Stepper, to_tensors
 from statewise.training.world_config import WorldTrainConfig
 
 Evaluate = Callable[[], EvalResult]
@@ -73,32 +71,27 @@ class ReplayCollector:
     def __init__(
         self, env: VectorEnv, agent: ImaginationAgent, replay: Replay, device: torch.device
     ):
-        self._env, self._agent, self._replay, self._device = env, agent, replay, device
-        self._obs: Obs = {}
-        self._is_first = self._reset = np.zeros(env.num_envs, bool)
-        self._state: State = agent.initial_state(env.num_envs)
-        self._return = np.zeros(env.num_envs)
-        self._length = np.zeros(env.num_envs, np.int64)
-        self._returns: deque[float] = deque(maxlen=WINDOW)
-        self._lengths: deque[int] = deque(maxlen=WINDOW)
+        self._agent, self._replay = agent, replay
+        self._stepper = Stepper(env, agent, device)
 
     def start(self, seed: int) -> None:
         """Begin episodes in all environments."""
-        self._obs, self._is_first = self._env.reset(seed)
-        self._reset = self._is_first
+        self._stepper.start(seed)
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Mean return and length of the last episodes; empty before the first one ended."""
+        return self._stepper.statistics
 
     def step(self) -> int:
         """Act once in all environments; return the valid rows."""
-        obs = to_tensors(self._obs, self._device)
-        flags = [torch.from_numpy(x).to(self._device) for x in (self._is_first, self._reset)]
-        action, _, after = self._agent.act(obs, self._state, *flags, explore=True)
-        arrived = self._env.step(action.cpu().numpy())
-        stored = self._memory(self._state)
-        self._replay.append(self._row(self._obs, action, arrived), stored)
+        now = self._stepper
+        action, _, after = now.act(to_tensors(now.obs, now.device))
+        action = action.cpu()
+        arrived = now.env.step(action.numpy())
+        self._replay.append(self._row(action, arrived), self._memory(now.state))
         self._append_final(arrived, action, after)
-        self._count(arrived)
-        self._obs, self._is_first, self._reset = arrived.obs, arrived.is_first, arrived.reset
-        self._state = after
+        now.arrive(arrived, after)
         return int(arrived.valid.sum())
 
     def _memory(self, state: State) -> dict[str, Tensor] | None:
@@ -107,12 +100,13 @@ class ReplayCollector:
             return None
         return {key: x.cpu() for key, x in self._agent.world_state(state).items()}
 
-    def _row(self, obs: Obs, action: Tensor, arrived: Arrived) -> Step:
+    def _row(self, action: Tensor, arrived: Arrived) -> Step:
+        now = self._stepper
         return Step(
-            obs={key: torch.from_numpy(value) for key, value in obs.items()},
-            is_first=torch.from_numpy(self._is_first),
-            reset=torch.from_numpy(self._reset),
-            action=action.cpu(),
+            obs={key: torch.from_numpy(value) for key, value in now.obs.items()},
+            is_first=torch.from_numpy(now.is_first),
+            reset=torch.from_numpy(now.reset),
+            action=action,
             reward=torch.from_numpy(arrived.reward),
             terminated=torch.from_numpy(arrived.terminated),
             truncated=torch.from_numpy(arrived.truncated),
@@ -129,7 +123,7 @@ class ReplayCollector:
             obs={key: torch.from_numpy(x[ended]) for key, x in arrived.final_obs.items()},
             is_first=flags,
             reset=flags,
-            action=torch.zeros_like(action[ended].cpu()),
+            action=torch.zeros_like(action[ended]),
             reward=torch.zeros(len(ended)),
             terminated=flags,
             truncated=flags,
@@ -138,47 +132,13 @@ class ReplayCollector:
         stored = self._memory({key: x[ended] for key, x in after.items()})
         self._replay.append(row, stored, workers=ended.tolist())
 
-    def _count(self, arrived: Arrived) -> None:
-        self._return += arrived.reward
-        self._length += arrived.valid
-        ended = (arrived.terminated | arrived.truncated).nonzero()[0]
-        self._returns.extend(self._return[ended].tolist())
-        self._lengths.extend(self._length[ended].tolist())
-        self._return[ended] = 0
-        self._length[ended] = 0
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """Mean return and length of the last episodes; empty before the first one ended."""
-        if not self._returns:
-            return {}
-        return {
-            "rollout/ep_rew_mean": float(np.mean(self._returns)),
-            "rollout/ep_len_mean": float(np.mean(self._lengths)),
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """Return what collection needs to go on exactly where it is."""
-        return {
-            "env": self._env.state_dict(),
-            "memory": dict(self._state),
-            "reset": self._reset,
-            "return": self._return,
-            "length": self._length,
-            "returns": list(self._returns),
-            "lengths": list(self._lengths),
-        }
+        return self._stepper.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned, or from new episodes (`env.resume`)."""
-        self._obs, self._is_first = self._env.load_state_dict(state["env"])
-        self._returns.extend(state["returns"])
-        self._lengths.extend(state["lengths"])
-        self._reset = self._is_first
-        if self._env.resume == "exact":
-            self._state = {key: x.to(self._device) for key, x in state["memory"].items()}
-            self._reset = state["reset"]
-            self._return, self._length = state["return"], state["length"]
+        self._stepper.load_state_dict(state)
 
 
 class WorldTraining(Loop):
@@ -222,7 +182,10 @@ class WorldTraining(Loop):
         self.replay = Replay(spec, config.replay, num_workers=env.num_envs, folder=folder)
         self.collector = ReplayCollector(env, agent, self.replay, agent.device)
         self.ratio = TrainRatio(config.windows.train_ratio, config.windows.rows)
-        self.generator = Seeds(config.seed).generator("replay")
+        seen = agent.steps_seen
+        # An agent that has learned before sees other episodes, and draws other windows.
+        self._suffix = f"-{seen}" if seen else ""
+        self.generator = Seeds(config.seed).generator(f"replay{self._suffix}")
         self._evaluate = evaluate
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -231,7 +194,7 @@ class WorldTraining(Loop):
 
     def begin(self) -> None:
         """Start the episodes."""
-        self.collector.start(Seeds(self.config.seed).integer("env"))
+        self.collector.start(Seeds(self.config.seed).integer(f"env{self._suffix}"))
 
     def shown(self, metrics: dict[str, float]) -> float | None:
         """Return the mean return of the latest episodes."""
@@ -252,7 +215,7 @@ class WorldTraining(Loop):
         begin = time.perf_counter()
         num_steps = self.collector.step()
         before, self.steps = self.steps, self.steps + num_steps
-        self.agent.steps_seen = self.steps
+        self.agent.steps_seen += num_steps
         self._seconds["collect"] += time.perf_counter() - begin
         if self.steps >= self.config.windows.prefill:
             for _ in range(self.ratio.due(num_steps)):

@@ -22,7 +22,7 @@ from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import EncoderFactory
 from statewise.data.replay_config import ReplayBatch
 from statewise.data.shift import Arrival, to_arrival
-from statewise.data.step import Step
+from statewise.data.step import Step, moved
 from statewise.ssm.protocol import Cache, State
 from statewise.ssm.state import detach, flatten_time, take
 from statewise.worldmodels.config import WorldModelConfig
@@ -241,6 +241,7 @@ class ImaginationAgent:
         Raises:
             NonFiniteLossError: a loss or gradient is not finite.
         """
+        batch = moved(batch, self.device)
         trace = self.world.dynamics.trace_from if context is None else 0
         step, arrival, seen = observe_batch(self.world, batch, self.generator, trace)
         metrics = learn_world(self.world, self.optimizer, (step, arrival, seen), self.updates_done)
@@ -260,7 +261,7 @@ class ImaginationAgent:
     @torch.no_grad()
     def _ends_of(self, context: ReplayBatch) -> tuple[State, Tensor]:
         """Return the states after windows, and whether they are terminal."""
-        _, arrival, seen = observe_batch(self.world, context, self.generator, 0)
+        _, arrival, seen = observe_batch(self.world, moved(context, self.device), self.generator, 0)
         return seen.last, arrival.is_terminal[:, -1]
 
     def state_dict(self) -> dict[str, Any]:
@@ -289,7 +290,7 @@ class ImaginationAgent:
         load_weights(self.behavior, state["behavior"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.behavior.load_optimizer_state(state["behavior_optimizer"])
-        self.generator.set_state(state["generator"])
-        self.choice.set_state(state["choice"])
+        self.generator.set_state(state["generator"].cpu())
+        self.choice.set_state(state["choice"].cpu())
         self.updates_done, self.steps_seen = state["updates_done"], state["steps_seen"]
         self._cache = None

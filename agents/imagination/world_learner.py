@@ -20,12 +20,12 @@ from gymnasium import spaces
 
 from statewise.agents.imagination.agent import WorldOptimizerConfig, learn_world
 from statewise.agents.offline.protocol import Sampling
-from statewise.agents.offline.sequence_agent import moved
 from statewise.agents.optimizer import Optimizer, load_weights
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import EncoderFactory
 from statewise.data.samplers import SampledBatch, StreamConfig, StreamStart, TrajectoryConfig
 from statewise.data.shift import to_arrival
+from statewise.data.step import moved
 from statewise.ssm.build import Kind, SequenceConfig
 from statewise.worldmodels.config import WorldLossScale, WorldModelConfig
 from statewise.worldmodels.model import WorldModel
@@ -173,7 +173,7 @@ class WorldLearner:
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite.
         """
-        step = moved(batch, self.device).step
+        step = moved(batch.step, self.device)
         arrival = to_arrival(step)
         noise = self.world.noise(*arrival.counts.shape, generator=self.generator)
         action = self.world.action_in(arrival)

@@ -25,7 +25,9 @@ makes C = R a fixed point whatever the action: the advice of the critic then fad
 Deviations, off by default: `critic_only_noise` explores in the critic's own phase, where the
 paper's actor acts without noise, for what a critic says about actions that were never tried is a
 guess; with several critics the target takes the smallest, which keeps guesses from feeding on
-themselves (Fujimoto et al. 2018, "Addressing Function Approximation Error").
+themselves (Fujimoto et al. 2018, "Addressing Function Approximation Error"); `critic_norm` layer
+keeps guesses about such actions near those about tried ones (Ball et al. 2023, "Efficient Online
+Reinforcement Learning with Offline Data").
 """
 
 import copy
@@ -58,6 +60,7 @@ from statewise.ssm.stack import Stack
 from statewise.ssm.state import select, to
 
 CriticKind = Literal["cat_exp_rtg", "cat_exp"]
+CriticNorm = Literal["none", "layer"]
 FreezeOnline = Literal["none", "dynamics", "dynamics_and_inputs"]
 
 
@@ -74,6 +77,7 @@ class ActorCriticConfig:
     batch_size: int = 64  # >= 1, steps
     critic: CriticKind = "cat_exp_rtg"  # whether it sees the return to go
     critic_width: int = 4  # W >= 1, times the width of its input
+    critic_norm: CriticNorm = "none"  # layer: before its first two non-linearities
     num_critics: int = 1  # >= 1; y takes the smallest of the C', the actor climbs the first C
     target_rate: float = 0.005  # (0, 1], share by which X' and C' move; 1 copies
     target_every: int = 1  # >= 1 updates between two moves of X' and C'
@@ -173,16 +177,24 @@ class Critic(nn.Module):
         d_action: A.
         kind: whether it sees R.
         width: W >= 1.
+        norm: of what the first two non-linearities read.
     """
 
-    def __init__(self, d_obs: int, d_action: int, kind: CriticKind, width: int) -> None:
+    def __init__(
+        self, d_obs: int, d_action: int, kind: CriticKind, width: int, norm: CriticNorm = "none"
+    ) -> None:
         super().__init__()
         self.kind, self.width = kind, width
         d_in = d_obs + d_action + (kind == "cat_exp_rtg")
         hidden = width * d_in
-        self.first = nn.Linear(d_in, hidden)
+
+        def normed(d_in: int, d_out: int) -> nn.Module:
+            linear = nn.Linear(d_in, d_out)
+            return linear if norm == "none" else nn.Sequential(linear, nn.LayerNorm(d_out))
+
+        self.first = normed(d_in, hidden)
         self.expand = nn.Sequential(
-            nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
+            normed(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
         )
         self.last = nn.Linear(hidden, 1)
 
@@ -243,7 +255,7 @@ class ActorCritic:
         self.reward_scale = self.scale if config.reward_scale is None else config.reward_scale
         sizes = policy.inputs.d_out, policy.code.width, config.critic, config.critic_width
         with seeded(seed):
-            critics = [Critic(*sizes) for _ in range(config.num_critics)]
+            critics = [Critic(*sizes, norm=config.critic_norm) for _ in range(config.num_critics)]
         self.critic = Critics(critics).to(agent.device)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.slow_policy = copy.deepcopy(policy).requires_grad_(False).eval()

@@ -32,7 +32,7 @@ from statewise.agents.optimizer import (
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import masked_mean
 from statewise.data.samplers import SampledBatch
-from statewise.data.step import Step
+from statewise.data.step import Step, moved
 from statewise.nets.encoder import EncoderConfig
 from statewise.ssm.protocol import State
 
@@ -72,15 +72,6 @@ def loss_rows(step: Step, loss_on: LossOn) -> Tensor:
     if loss_on == "all":
         return step.valid
     return step.valid & (step.terminated | step.truncated)
-
-
-def moved(batch: SampledBatch, device: torch.device) -> SampledBatch:
-    """Return the batch on a device."""
-    step = batch.step
-    obs = {key: x.to(device) for key, x in step.obs.items()}
-    others = {k: x.to(device) for k, x in step._asdict().items() if k != "obs"}
-    rest = {k: x.to(device) for k, x in batch._asdict().items() if k != "step"}
-    return SampledBatch(Step(obs, **others), **rest)
 
 
 @contextmanager

@@ -19,12 +19,6 @@ FLOAT = torch.float32
 every_kind = pytest.mark.parametrize("kind", list(SEQUENCES))
 
 
-@pytest.fixture(autouse=True)
-def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep cuDNN's recurrent networks from rounding their inputs to 10 bits."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 def _pair(kind: str) -> tuple[Stack, Stack]:
     """Return a stack on the GPU and the same one in double precision on the CPU."""
     model = build_sequence(SequenceConfig(kind=kind, d_model=WIDTH))

@@ -158,6 +158,11 @@ def test_evaluations_on_the_way_play_the_task_that_eval_kwargs_names() -> None:
     changes = {"env.kwargs": {"delay": 6, "mode": "mixed"}, "eval.kwargs": {"mode": "fixed"}}
     trained = TrainedWorldAgent(config(**changes))
     env = trained.make_eval_env(2)
+    obs, lengths = env.reset(0)[0], []
+    assert not np.array_equal(obs["obs"][0], obs["obs"][1])  # each on a seed of its own
+    for _ in range(24):
+        lengths.append(env.step(np.zeros(2, int)).is_first.tolist())
+    assert [t for t, both in enumerate(lengths) if any(both)] == [7, 15, 23]  # the delay is fixed
     assert env.num_envs == 2
     env.close()
     loop = training(**changes, **{"eval.every_steps": 30})
@@ -207,9 +212,27 @@ def test_imagination_may_start_after_windows_of_its_own() -> None:
     assert state["stoch"].shape[0] == len(is_terminal) == 5
 
 
-def test_learn_goes_on_in_memory() -> None:
+class Episodes:
+    """The seed of the episodes that a training with this agent would begin with."""
+
+    def __init__(self, trained: TrainedWorldAgent):
+        source = trained.make_vector_env(3)
+        loop = trained.loop(source, None)
+        seeds: list[int] = []
+        loop.collector.start = seeds.append  # type: ignore[method-assign]
+        loop.begin()
+        source.close()
+        (self.seed,) = seeds
+
+
+def test_learn_goes_on_in_memory_with_other_episodes() -> None:
     trained = TrainedWorldAgent(replace(config(), total_steps=30))
     trained.learn(30)
     assert trained.agent.updates_done > 0
+    first = trained.step
+    before = Episodes(trained)
+    trained.learn(30)
+    assert trained.step >= first + 30
+    assert before.seed != Episodes(trained).seed
     with pytest.raises(ConfigError, match="export: expected an agent"):
         trained.export("policy.pt2")

@@ -97,6 +97,18 @@ def test_the_critic_is_the_network_of_its_equations(kind: Any) -> None:
     assert sees_return == (kind == "cat_exp_rtg")
 
 
+def test_a_normed_critic_cannot_run_away_with_actions_that_were_never_tried() -> None:
+    s, R = torch.randn(1, 3), torch.zeros(1)
+    rise = []
+    for norm in ("none", "layer"):
+        torch.manual_seed(0)
+        critic = Critic(3, 2, "cat_exp", 16, norm=norm)  # type: ignore[arg-type]
+        far, farther = (critic(s, a * torch.ones(1, 2), R).item() for a in (1e3, 1e4))
+        rise.append(abs(farther - far))
+    assert rise[0] > 100
+    assert rise[1] < 0.1
+
+
 def test_the_dynamics_stay_bit_by_bit_through_many_updates_and_the_rest_learns() -> None:
     learner = actor_critic()
     before = weights(learner.agent.policy)

@@ -1,0 +1,106 @@
+"""Environments and the agent that steps them: what goes on from one step to the next."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from statewise.agents.protocol import ActingAgent
+from statewise.envs.protocol import Arrived, Bools, Obs, VectorEnv
+from statewise.ssm.protocol import State
+
+WINDOW = 100  # episodes over which returns and lengths are averaged
+
+
+def to_tensors(obs: Obs, device: torch.device) -> dict[str, Tensor]:
+    """Put an observation on the device."""
+    return {key: torch.from_numpy(value).to(device) for key, value in obs.items()}
+
+
+class Stepper:
+    """The observation at which environments stand, the memory before it, and their episodes so far.
+
+    Args:
+        env: the environments.
+        agent: chooses the actions.
+        device: where the agent lives.
+    """
+
+    def __init__(self, env: VectorEnv, agent: ActingAgent, device: torch.device | str):
+        self.env, self._agent = env, agent
+        self.device = torch.device(device)
+        self.obs: Obs = {}
+        self.is_first: Bools = np.zeros(env.num_envs, bool)
+        self.reset: Bools = self.is_first
+        self.state: State = agent.initial_state(env.num_envs)
+        self._return = np.zeros(env.num_envs)
+        self._length = np.zeros(env.num_envs, np.int64)
+        self._returns: deque[float] = deque(maxlen=WINDOW)
+        self._lengths: deque[int] = deque(maxlen=WINDOW)
+
+    def start(self, seed: int) -> None:
+        """Begin episodes in all environments."""
+        self.obs, self.is_first = self.env.reset(seed)
+        self.reset = self.is_first
+
+    def on_device(self, array: NDArray[Any]) -> Tensor:
+        """Return an array as a tensor where the agent lives."""
+        return torch.from_numpy(array).to(self.device)
+
+    def act(self, obs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], State]:
+        """Choose actions to explore with; return them, the extras and the memory after.
+
+        Args:
+            obs: the present observation on the device, `to_tensors(stepper.obs, ...)`.
+        """
+        flags = self.on_device(self.is_first), self.on_device(self.reset)
+        return self._agent.act(obs, self.state, *flags, explore=True)
+
+    def arrive(self, arrived: Arrived, state: State) -> int:
+        """Go on to where actions led, with the memory after them; return episodes that ended."""
+        self.obs, self.is_first, self.reset = arrived.obs, arrived.is_first, arrived.reset
+        self.state = state
+        self._return += arrived.reward
+        self._length += arrived.valid
+        ended = (arrived.terminated | arrived.truncated).nonzero()[0]
+        self._returns.extend(self._return[ended].tolist())
+        self._lengths.extend(self._length[ended].tolist())
+        self._return[ended] = 0
+        self._length[ended] = 0
+        return len(ended)
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Mean return and length of the last episodes; empty before the first one ended."""
+        if not self._returns:
+            return {}
+        return {
+            "rollout/ep_rew_mean": float(np.mean(self._returns)),
+            "rollout/ep_len_mean": float(np.mean(self._lengths)),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on exactly from here."""
+        return {
+            "env": self.env.state_dict(),
+            "memory": dict(self.state),
+            "reset": self.reset,
+            "return": self._return,
+            "length": self._length,
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned, or from new episodes (`env.resume`)."""
+        self.obs, self.is_first = self.env.load_state_dict(state["env"])
+        self._returns.extend(state["returns"])
+        self._lengths.extend(state["lengths"])
+        self.reset = self.is_first
+        if self.env.resume == "exact":
+            self.state = {key: x.to(self.device) for key, x in state["memory"].items()}
+            self.reset = state["reset"]
+            self._return, self._length = state["return"], state["length"]
