@@ -15,7 +15,7 @@ Deviations: each picture has its own convolutions; indices have a categorical lo
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,9 @@ from statewise.nets.dreamer_layers import (
     widened,
 )
 from statewise.nets.symlog import symexp, symlog
-from statewise.worldmodels.encoder import SMALLEST, STAGES
-from statewise.worldmodels.entries import Entry, get_entry, read_space
+from statewise.worldmodels.drama_pictures import DramaPictureDecoder
+from statewise.worldmodels.encoder import PictureLayers, stages
+from statewise.worldmodels.entries import SMALLEST, Entry, get_entry, read_space
 
 SMALL_SQUARE = 1e-8  # squared errors below it count as 0
 
@@ -51,8 +52,12 @@ class ObsDecoderConfig:
     hidden: tuple[int, ...] = (512, 512)  # widths for numbers and indices, each >= 1; may be empty
     depth: int = 32  # channels before the last convolution, >= 1
     norm: Norm = "layer"  # layer (2023) or rms (2024)
+    pictures: PictureLayers = "dreamer"  # layers for pictures; drama: see `drama_pictures`
 
     def __post_init__(self) -> None:
+        if self.pictures not in get_args(PictureLayers):
+            expected = ", ".join(get_args(PictureLayers))
+            raise ValueError(f"pictures: expected one of {expected}, got {self.pictures!r}")
         if self.hidden and min(self.hidden) < 1:
             raise ValueError(f"hidden: expected widths >= 1, got {self.hidden}")
         if self.depth < 1:
@@ -81,7 +86,7 @@ class _PictureDecoder(nn.Module):
     def __init__(self, d_in: int, entry: Entry, depth: int, norm: Norm) -> None:
         super().__init__()
         self.entry = entry
-        channels = [*(depth * stage for stage in reversed(STAGES)), entry.channels]
+        channels = [*(depth * stage for stage in reversed(stages(entry))), entry.channels]
         self.linear = init_hidden(nn.Linear(d_in, SMALLEST**2 * channels[0]))
         self.convolutions = nn.ModuleList(
             init_hidden(nn.ConvTranspose2d(*pair, kernel_size=4, stride=2, padding=1, bias=False))
@@ -126,6 +131,12 @@ def _prediction(entry: Entry, output: Tensor) -> Tensor:
             return class_probabilities(output, entry.nvec)
 
 
+def _picture_decoder(d_in: int, entry: Entry, config: ObsDecoderConfig) -> nn.Module:
+    if config.pictures == "drama":
+        return DramaPictureDecoder(d_in, entry, config.depth)
+    return _PictureDecoder(d_in, entry, config.depth, config.norm)
+
+
 class ObsDecoder(nn.Module):
     """Map features to every entry of an observation.
 
@@ -153,8 +164,7 @@ class ObsDecoder(nn.Module):
             output_linear(d_hidden, self.entries[key].width) for key in self._flat
         )
         self.pictures = nn.ModuleList(
-            _PictureDecoder(d_in, self.entries[key], config.depth, config.norm)
-            for key in self._pictures
+            _picture_decoder(d_in, self.entries[key], config) for key in self._pictures
         )
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:

@@ -25,12 +25,11 @@ from statewise.nets.dreamer_layers import (
     widened,
 )
 from statewise.nets.symlog import symlog
-from statewise.worldmodels.entries import Entry, get_entry, read_space
+from statewise.worldmodels.drama_pictures import DramaPictureEncoder
+from statewise.worldmodels.entries import SMALLEST, Entry, get_entry, read_space
 
 Numbers = Literal["symlog", "raw"]
-
-STAGES = (1, 2, 4, 8)  # multiples of the depth: channels after each halving of a picture
-SMALLEST = 4  # pixels, side of a picture after all stages
+PictureLayers = Literal["dreamer", "drama"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,7 @@ class ObsEncoderConfig:
     depth: int = 32  # channels after the first convolution, >= 1
     norm: Norm = "layer"  # layer (2023) or rms (2024)
     numbers: Numbers = "symlog"  # how numbers enter: symlog, or raw as they are
+    pictures: PictureLayers = "dreamer"  # layers for pictures; drama: see `drama_pictures`
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -52,22 +52,28 @@ class ObsEncoderConfig:
         if self.depth < 1:
             raise ValueError(f"depth: expected at least 1, got {self.depth}")
         check_norm(self.norm)
-        if self.numbers not in get_args(Numbers):
-            expected = ", ".join(get_args(Numbers))
-            raise ValueError(f"numbers: expected one of {expected}, got {self.numbers!r}")
+        for name, allowed in (("numbers", Numbers), ("pictures", PictureLayers)):
+            if getattr(self, name) not in get_args(allowed):
+                expected = ", ".join(get_args(allowed))
+                raise ValueError(f"{name}: expected one of {expected}, got {getattr(self, name)!r}")
+
+
+def stages(entry: Entry) -> list[int]:
+    """Return multiples of the depth: channels after each halving of a picture."""
+    return [2**stage for stage in range(entry.halvings)]
 
 
 class _PictureEncoder(nn.Module):
-    """Pictures of bytes (..., *shape) to features (..., 4 * 4 * 8 depth).
+    """Pictures of bytes (..., *shape) to features (..., d_out), 4 * 4 * 8 depth for 64 x 64.
 
-    Four convolutions of kernel 4 and stride 2 without bias, each followed by a norm over the
-    channels and SiLU.
+    Convolutions of kernel 4 and stride 2 without bias, each followed by a norm over the channels
+    and SiLU, down to 4 x 4: four for 64 x 64.
     """
 
     def __init__(self, entry: Entry, depth: int, norm: Norm) -> None:
         super().__init__()
         self.entry = entry
-        channels = [entry.channels, *(depth * stage for stage in STAGES)]
+        channels = [entry.channels, *(depth * stage for stage in stages(entry))]
         self.convolutions = nn.ModuleList(
             init_hidden(nn.Conv2d(*pair, kernel_size=4, stride=2, padding=1, bias=False))
             for pair in pairwise(channels)
@@ -85,12 +91,20 @@ class _PictureEncoder(nn.Module):
         return x.to(dtype).reshape(*lead, self.d_out)
 
 
+def _picture_encoder(
+    entry: Entry, config: ObsEncoderConfig
+) -> _PictureEncoder | DramaPictureEncoder:
+    if config.pictures == "drama":
+        return DramaPictureEncoder(entry, config.depth)
+    return _PictureEncoder(entry, config.depth, config.norm)
+
+
 class ObsEncoder(nn.Module):
     """Map a dictionary of observations to features (..., d_out).
 
     Numbers and indices (by name) are joined and read by one network of hidden layers; each picture
     is read by its own convolutions. The features are that network's and those of the pictures (by
-    name) side by side: hidden[-1] if there are numbers or indices, and 128 depth per picture.
+    name) side by side: hidden[-1] if there are numbers or indices, and those of each picture.
 
     Args:
         obs_space: of one environment; `worldmodels.entries` says how each entry is read.
@@ -111,11 +125,10 @@ class ObsEncoder(nn.Module):
             if self._flat
             else None
         )
-        self.pictures = nn.ModuleList(
-            _PictureEncoder(entry, config.depth, config.norm) for entry in self._pictures
-        )
+        pictures = [_picture_encoder(entry, config) for entry in self._pictures]
+        self.pictures = nn.ModuleList(pictures)
         self.d_out = 0 if self.layers is None else self.layers.d_out
-        self.d_out += sum(cast("_PictureEncoder", picture).d_out for picture in self.pictures)
+        self.d_out += sum(picture.d_out for picture in pictures)
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         """Encode observations.

@@ -2,12 +2,12 @@
 
 | entry | is | the model sees |
 | --- | --- | --- |
-| uint8 Box with three axes, both picture sides >= 8 | a picture, 64 x 64 | bytes / 255 - 0.5 |
+| uint8 Box with three axes, both picture sides >= 8 | a picture | bytes / 255 - 0.5 |
 | any other Box | numbers | symlog, flattened |
 | Discrete, MultiDiscrete, MultiBinary | indices | one-hot, `start` subtracted |
 
 A bit is an index with two classes. The channel axis of a picture is the shorter one of its first
-and last axis.
+and last axis. Pictures are square; their side is one of `SIDES`.
 """
 
 import math
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from statewise.nets.encoder import is_image
 
-SIDE = 64  # pixels of a picture, which four convolutions of stride 2 turn into 4
+SMALLEST = 4  # pixels, side of a picture after the last convolution of stride 2
+SIDES = (8, 16, 32, 64, 128)  # pixels, of pictures that can be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,11 @@ class Entry:
     def channels(self) -> int:
         """Channels of a picture."""
         return self.shape[-1] if self.is_channel_last else self.shape[0]
+
+    @property
+    def halvings(self) -> int:
+        """How often a picture is halved until its side is `SMALLEST`."""
+        return (self.shape[1] // SMALLEST).bit_length() - 1
 
     def lead(self, x: Tensor) -> tuple[int, ...]:
         """Return the leading axes of observations x (..., *shape).
@@ -113,11 +119,10 @@ def _box(key: str, space: spaces.Box) -> Entry:
         return Entry(key=key, kind="numbers", shape=space.shape)
     entry = Entry(key=key, kind="picture", shape=space.shape)
     height, width = space.shape[:2] if entry.is_channel_last else space.shape[1:]
-    if (height, width) != (SIDE, SIDE):
+    if height != width or height not in SIDES:
         raise ValueError(
-            f"obs_space[{key!r}]: expected a picture of {SIDE} x {SIDE} pixels, got {height} x "
-            f"{width}: wrap the environment in"
-            f" gymnasium.wrappers.ResizeObservation(({SIDE}, {SIDE}))"
+            f"obs_space[{key!r}]: expected a square picture with a side of one of {SIDES} pixels, "
+            f"got {height} x {width}: set env.picture_size 64, or resize the pictures of the data"
         )
     return entry
 

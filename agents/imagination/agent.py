@@ -188,6 +188,7 @@ class ImaginationAgent:
             front = None if encoder is None else encoder(obs_space)
             self.world = WorldModel(obs_space, action_space, config.world, front).to(self.device)
             self.behavior = Behavior(self.world, config.behavior).to(self.device)
+        self.world.eval()
         self.optimizer = Optimizer(self.world, config.optimizer.settings())
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.choice = torch.Generator().manual_seed(seed)
@@ -242,9 +243,11 @@ class ImaginationAgent:
             NonFiniteLossError: a loss or gradient is not finite.
         """
         batch = moved(batch, self.device)
+        self.world.train()
         trace = self.world.dynamics.trace_from if context is None else 0
         step, arrival, seen = observe_batch(self.world, batch, self.generator, trace)
         metrics = learn_world(self.world, self.optimizer, (step, arrival, seen), self.updates_done)
+        self.world.eval()
         if context is not None:
             start, is_terminal = self._ends_of(context)
         else:

@@ -14,6 +14,8 @@ from statewise.agents.imagination.agent import ImaginationConfig, WorldOptimizer
 from statewise.agents.optimizer import Kind
 from statewise.ssm.build import SequenceConfig
 from statewise.worldmodels.config import WorldModelConfig
+from statewise.worldmodels.decoder import ObsDecoderConfig
+from statewise.worldmodels.encoder import ObsEncoderConfig, PictureLayers
 from statewise.worldmodels.parallel import ParallelConfig
 
 
@@ -37,10 +39,28 @@ def _mamba2() -> ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DramaEncoderConfig(ObsEncoderConfig):
+    """How Drama reads observations."""
+
+    depth: int = 16
+    pictures: PictureLayers = "drama"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DramaDecoderConfig(ObsDecoderConfig):
+    """How Drama draws observations."""
+
+    depth: int = 16
+    pictures: PictureLayers = "drama"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DramaWorldConfig(WorldModelConfig):
     """The world model of Drama: the decoder reads z alone, the heads h alone."""
 
     core: Literal["parallel"] = "parallel"
+    encoder: DramaEncoderConfig = field(default_factory=DramaEncoderConfig)
+    decoder: DramaDecoderConfig = field(default_factory=DramaDecoderConfig)
     parallel: ParallelConfig = field(default_factory=_mamba2)
     decoder_reads: Literal["deter_stoch", "stoch"] = "stoch"
     heads_read: Literal["deter_stoch", "deter"] = "deter"

@@ -162,6 +162,7 @@ class WorldLearner:
             torch.manual_seed(seed)
             front = None if encoder is None else encoder(obs_space)
             self.world = WorldModel(obs_space, action_space, config.world, front).to(self.device)
+        self.world.eval()
         self.optimizer = Optimizer(self.world, config.optimizer.settings())
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -174,11 +175,13 @@ class WorldLearner:
             NonFiniteLossError: the loss or its gradient is NaN or infinite.
         """
         step = moved(batch.step, self.device)
+        self.world.train()
         arrival = to_arrival(step)
         noise = self.world.noise(*arrival.counts.shape, generator=self.generator)
         action = self.world.action_in(arrival)
         seen = self.world.observe(step.obs, action, None, step.reset, noise)
         metrics = learn_world(self.world, self.optimizer, (step, arrival, seen), self.updates_made)
+        self.world.eval()
         self.updates_made += 1
         return metrics
 

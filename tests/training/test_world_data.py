@@ -258,7 +258,7 @@ def test_data_without_rewards_are_refused_where_rewards_are_learned(tmp_path: Pa
 
 def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
     path = cases.pictures(tmp_path, size=48)
-    with pytest.raises(ConfigError, match=r"'eye'.*64 x 64 pixels, got 48 x 48") as error:
+    with pytest.raises(ConfigError, match=r"'eye'.*square picture.*got 48 x 48") as error:
         TrainedWorldModel(cases.settings(path))
     line_of(error)
 
