@@ -24,6 +24,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from statewise.agents.generators import restore
 from statewise.agents.protocol import Agent, Metrics
 from statewise.agents.returns import generalized_advantage
 from statewise.data.step import Batch
@@ -426,7 +427,7 @@ class RecurrentPPO:
             parameter: {name: value.clone() for name, value in entry.items()}
             for parameter, entry in state["optimizer"].items()
         }
-        self.generator.set_state(state["generator"].cpu())
+        restore(self.generator, state["generator"])
         self.shuffle.set_state(state["shuffle"].cpu())
         self.steps_seen = int(state["steps_seen"])
         self._cache = None

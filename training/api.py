@@ -139,6 +139,7 @@ def load(
     checkpoint: int | None = None,
     env: EnvFactory | None = None,
     encoder: EncoderFactory | None = None,
+    device: str | None = None,
 ) -> PlayingAgent:
     """Load the agent of a run directory, or of a folder that `save` wrote.
 
@@ -147,13 +148,17 @@ def load(
         checkpoint: a step; None takes the newest valid checkpoint.
         env: as given to `train`.
         encoder: as given to `train`.
+        device: "cpu", "cuda" or "cuda:N"; None takes that of the run.
 
     Raises:
         RunError: the folder is no run.
         CheckpointError: it holds no such checkpoint, or one that does not fit.
     """
     run = RunDirectory.open(Path(path))
-    trained = _opened(run, load_config(run.config_path), env=env, encoder=encoder)
+    config = load_config(run.config_path)
+    if device is not None:
+        config = apply_overrides(config, {"device": device})
+    trained = _opened(run, config, env=env, encoder=encoder)
     _restore(trained, _read(run, checkpoint), run)
     return trained
 

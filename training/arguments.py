@@ -25,6 +25,14 @@ def command_parser(
     )
 
 
+def add_checkpoint(parser: CommandParser) -> None:
+    """Let a command take another checkpoint of a run, and put its agent on another device."""
+    parser.add_argument("--checkpoint", type=seed, metavar="STEP", help="by default the newest")
+    parser.add_argument(
+        "--device", metavar="DEVICE", help="by default the run's: cpu, cuda, cuda:N"
+    )
+
+
 def count(text: str) -> int:
     """Read an integer of at least 1."""
     return _integer(text, 1)

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-from statewise.training.arguments import command_parser, count, seed
+from statewise.training.arguments import add_checkpoint, command_parser, count, seed
 from statewise.training.schema import ConfigError
 
 TOPICS = ("presets", "layers", "agents", "worldmodels", "envs")
@@ -102,7 +102,7 @@ def evaluate(argv: list[str]) -> int:
         metavar="R",
         help="returns to ask for, if it is told one",
     )
-    parser.add_argument("--checkpoint", type=seed, metavar="STEP", help="by default the newest")
+    add_checkpoint(parser)
     options = parser.parse_args(argv)
 
     from statewise.training.evaluate import evaluate_run
@@ -115,6 +115,7 @@ def evaluate(argv: list[str]) -> int:
         actions=options.actions,
         targets=None if options.targets is None else tuple(options.targets),
         checkpoint=options.checkpoint,
+        device=options.device,
     )
     *lines, last = result.lines()
     for line in lines:
@@ -149,12 +150,12 @@ def export(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--out", type=Path, help="by default policy.pt2 in the run directory")
     parser.add_argument("--batch-size", type=count, default=1, help="environments per call")
-    parser.add_argument("--checkpoint", type=seed, metavar="STEP", help="by default the newest")
+    add_checkpoint(parser)
     options = parser.parse_args(argv)
 
     from statewise.training.api import load
 
-    agent = load(options.run, checkpoint=options.checkpoint)
+    agent = load(options.run, checkpoint=options.checkpoint, device=options.device)
     print(agent.export(options.out or options.run / "policy.pt2", batch_size=options.batch_size))
     return 0
 

@@ -190,6 +190,7 @@ def evaluate_run(
     actions: str | None = None,
     targets: tuple[float, ...] | None = None,
     checkpoint: int | None = None,
+    device: str | None = None,
 ) -> Evaluation:
     """Evaluate a run's agent and write `eval.json`; None takes the run's own setting.
 
@@ -200,7 +201,7 @@ def evaluate_run(
     """
     from statewise.training.api import load
 
-    trained = load(path, checkpoint=checkpoint)
+    trained = load(path, checkpoint=checkpoint, device=device)
     torch.set_num_threads(trained.config.num_threads)  # as in training
     options = EvalOptions(episodes, num_envs, seed, actions, targets)
     result, report = trained.evaluate(options)

@@ -43,6 +43,7 @@ class ImagineOptions(NamedTuple):
     seed: int | None = None
     """Of the samples, and of environments."""
     checkpoint: int | None = None
+    device: str | None = None
     out: Path | None = None
     """A .gif of pictures, or a .png of curves."""
 
@@ -100,7 +101,7 @@ def imagine(run: Path, options: ImagineOptions) -> Shown:
     from statewise.training.api import load
     from statewise.training.imagine_draw import draw
 
-    trained = load(run, checkpoint=options.checkpoint)
+    trained = load(run, checkpoint=options.checkpoint, device=options.device)
     torch.set_num_threads(trained.config.num_threads)
     world = world_of(trained)
     seed = trained.eval_seed if options.seed is None else options.seed

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from statewise.training.arguments import command_parser, count, seed
+from statewise.training.arguments import add_checkpoint, command_parser, count, seed
 from statewise.training.imagine import ImagineOptions, imagine
 
 
@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--horizon", type=count, help="steps imagined at most, by default 100")
     parser.add_argument("--episodes", type=count, default=2, help="by default 2")
     parser.add_argument("--seed", type=seed, help="by default the run's own evaluation seed")
-    parser.add_argument("--checkpoint", type=seed, metavar="STEP", help="by default the newest")
+    add_checkpoint(parser)
     parser.add_argument("--out", type=Path, help=".gif or .png, by default in RUN/plots")
     options = vars(parser.parse_args(argv))
     shown = imagine(options.pop("run"), ImagineOptions(**options))

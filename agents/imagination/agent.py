@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from statewise.agents.generators import restore
 from statewise.agents.imagination.actor import from_vector
 from statewise.agents.imagination.behavior import Behavior, BehaviorConfig
 from statewise.agents.optimizer import Clip, Kind, Optimizer, OptimizerSettings, load_weights
@@ -293,7 +294,7 @@ class ImaginationAgent:
         load_weights(self.behavior, state["behavior"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.behavior.load_optimizer_state(state["behavior_optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+        restore(self.generator, state["generator"])
         self.choice.set_state(state["choice"].cpu())
         self.updates_done, self.steps_seen = state["updates_done"], state["steps_seen"]
         self._cache = None

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from gymnasium import spaces
 
+from statewise.agents.generators import restore
 from statewise.agents.imagination.agent import WorldOptimizerConfig, learn_world
 from statewise.agents.offline.protocol import Sampling
 from statewise.agents.optimizer import Optimizer, load_weights
@@ -205,5 +206,5 @@ class WorldLearner:
             raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(state)}")
         load_weights(self.world, state["world"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+        restore(self.generator, state["generator"])
         self.updates_made = int(state["updates_made"])

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from statewise.agents.generators import restore
 from statewise.agents.offline.acting import Acting, Arrived
 from statewise.agents.offline.protocol import ActingInput, OfflineAgent, OfflineBatch, Sampling
 from statewise.agents.offline.sequence_policy import SequencePolicy
@@ -214,7 +215,7 @@ class SequenceAgent:
             raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(state)}")
         load_weights(self.policy, state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+        restore(self.generator, state["generator"])
         self.noise.set_state(state["noise"].cpu())
         self.updates_made = int(state["updates_made"])
         self.acting.forget_weights()

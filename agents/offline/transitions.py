@@ -20,6 +20,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from statewise.agents.generators import restore
 from statewise.agents.offline.inputs import ActionCode, ObsNormalizer
 from statewise.agents.offline.protocol import ActingInput, OfflineAgent, OfflineBatch, Sampling
 from statewise.agents.optimizer import (
@@ -291,7 +292,7 @@ class TransitionAgent(ABC):
             load_weights(network, state["networks"][name])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.generator.set_state(state["generator"].cpu())
+        restore(self.generator, state["generator"])
         self.updates_made = int(state["updates_made"])
 
 

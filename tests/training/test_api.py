@@ -1,6 +1,7 @@
 """The Python interface: load and act, learn, save, own environments, and SB3's evaluation."""
 
 import dataclasses
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,17 @@ def test_a_loaded_agent_has_the_weights_and_settings_of_the_run(run: Path) -> No
     assert agent.config.agent.sequence.d_model == 8
     with pytest.raises(CheckpointError, match="cannot be read"):
         statewise.load(run, checkpoint=17)
+
+
+def test_a_run_of_another_device_is_loaded_where_it_is_wanted(run: Path, tmp_path: Path) -> None:
+    there = shutil.copytree(run, tmp_path / "run")
+    text = (there / "config.yaml").read_text()
+    (there / "config.yaml").write_text(text.replace("device: cpu", "device: cuda:9"))
+    with pytest.raises(ConfigError, match="device: expected a device of this machine"):
+        statewise.load(there)
+    assert same(weights(statewise.load(there, device="cpu")), weights(statewise.load(run)))
+    with pytest.raises(ConfigError, match="device: expected cpu, cuda or cuda:N, got 'tpu'"):
+        statewise.load(there, device="tpu")
 
 
 def test_batched_and_single_observations_give_the_same_actions(run: Path) -> None:
