@@ -5,6 +5,7 @@ small memory tasks: 7 numbers observed, 4 actions, 8 latents of 8 classes, S5 wi
 layers, or a GRU.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -52,6 +53,10 @@ class TorchCell(nn.Module):
         """Return the next h."""
         after: Tensor = self.cell(x, h)
         return after
+
+    def loop(self, batch_size: int, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the cell itself."""
+        return self
 
 
 def make_model(system: str, width: int) -> WorldModel:

@@ -1,16 +1,19 @@
 """What every sequence model of a world model offers, and what is the same in all of them."""
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from statewise.nets.deferred import LoopMLP
 from statewise.nets.dreamer_layers import Norm, normed_mlp, output_linear
 from statewise.nets.latents import LatentConfig, mixed_log_p, sample_one_hot
 from statewise.ssm.protocol import Cache, State
 from statewise.worldmodels.state import Observed
 
 Start = Literal["learned", "zeros"]
+START_DETER, START_STOCH = "start.deter", "start.stoch"
 
 
 class Dynamics(Protocol):
@@ -36,7 +39,10 @@ class Dynamics(Protocol):
         ...
 
     def prepare_step(self) -> Cache:
-        """Return what steps would recompute from the parameters, without gradient."""
+        """Return what steps would recompute from the parameters, without gradient.
+
+        Also what a reset restores of h and z.
+        """
         ...
 
     def observe(
@@ -92,7 +98,17 @@ class LatentHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (..., d_in) to log-probabilities (..., S, K)."""
-        logits = self.out(self.layers(features))
+        return self._log_p(self.out(self.layers(features)))
+
+    def loop(self, known: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the head for the steps of a window whose features end in `known` (B, T, ...).
+
+        It maps the rest of the features (B, ...) of the next step to (B, S, K).
+        """
+        layers = LoopMLP(self.layers, known, self.out)
+        return lambda features: self._log_p(layers(features))
+
+    def _log_p(self, logits: Tensor) -> Tensor:
         shape = (*logits.shape[:-1], self.latents.num, self.latents.classes)
         return mixed_log_p(logits.reshape(shape), self.latents.unimix)
 
@@ -111,8 +127,21 @@ class InitialLatents(nn.Module):
         self.register_buffer("_zeros", torch.zeros(d_deter), persistent=False)
         self._zeros: Tensor
 
-    def forward(self, prior: LatentHead) -> tuple[Tensor, Tensor]:
-        """Return h (D,) and z (S, K), the latter with the gradient of its probabilities."""
+    @torch.no_grad()
+    def prepare(self, prior: LatentHead) -> Cache:
+        """Return h and z for the cache of many steps."""
+        deter, stoch = self(prior)
+        return {START_DETER: deter, START_STOCH: stoch}
+
+    def forward(self, prior: LatentHead, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
+        """Return h (D,) and z (S, K), the latter with the gradient of its probabilities.
+
+        Args:
+            prior: of z.
+            cache: what `prepare` returned for the present parameters; without gradient.
+        """
+        if cache is not None:
+            return cache[START_DETER], cache[START_STOCH]
         if self.deter is None:
             return self._zeros, self._zeros.new_zeros(self.shape)
         deter = self.deter.tanh()

@@ -44,8 +44,6 @@ class Imagined(NamedTuple):
     """(N, H + 1, ...), the first one where they start."""
     action: Tensor
     """(N, H, A), vectors; action[i] led from state i to state i + 1."""
-    log_p: Tensor
-    """(N, H, S, K), of the prior that states 1..H were drawn from."""
 
 
 def _kept(state: State, keep: tuple[str, ...]) -> State:
@@ -183,15 +181,14 @@ class WorldModel(nn.Module):
             cache: of `dynamics.prepare_step`, for the present parameters; it has no gradient.
         """
         state, states = start, [_kept(start, keep)]
-        actions, log_ps = [], []
+        actions = []
         for i, one in enumerate(noise):
             action = policy(state, i)
-            state, log_p = self.dynamics.imagine_step(action, state, one, cache=cache)
+            state, _ = self.dynamics.imagine_step(action, state, one, cache=cache)
             states.append(_kept(state, keep))
             actions.append(action)
-            log_ps.append(log_p)
         stacked = {key: torch.stack([one[key] for one in states], 1) for key in states[0]}
-        return Imagined(stacked, torch.stack(actions, 1), torch.stack(log_ps, 1))
+        return Imagined(stacked, torch.stack(actions, 1))
 
     def _read(self, what: str, stoch: Tensor, deter: Tensor) -> Tensor:
         parts = {"stoch": (flat_stoch(stoch),), "deter": (deter,)}

@@ -92,7 +92,10 @@ class ParallelDynamics(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """Return what a reset restores; see `Dynamics`."""
-        deter, stoch = self.initial(self.prior)
+        return self._initial_state(batch_size, self.initial(self.prior))
+
+    def _initial_state(self, batch_size: int, start: tuple[Tensor, Tensor]) -> State:
+        deter, stoch = start
         return {
             "stoch": stoch.expand(batch_size, *stoch.shape),
             "deter": deter.expand(batch_size, *deter.shape),
@@ -100,13 +103,15 @@ class ParallelDynamics(nn.Module):
         }
 
     def prepare_step(self) -> Cache:
-        """Return those of the layers."""
-        return self.sequence.prepare_step()
+        """Return those of the layers, and h and z of a reset."""
+        return self.sequence.prepare_step() | self.initial.prepare(self.prior)
 
-    def _inputs(self, stoch: Tensor, action: Tensor, reset: Tensor | None) -> Tensor:
-        """Return u from what came before: z (..., S, K) and a (..., A)."""
-        if reset is not None:
-            stoch = masked(stoch, self.initial(self.prior)[1], reset)
+    def _inputs(
+        self, stoch: Tensor, action: Tensor, reset: Tensor | None, start: Tensor | None
+    ) -> Tensor:
+        """Return u from what came before: z (..., S, K), what a reset makes of it, a (..., A)."""
+        if start is not None:
+            stoch = masked(stoch, start, reset)
             action = masked(action, action.new_zeros(()), reset)
         u: Tensor = self.read(torch.cat((flat_stoch(stoch), action), -1))
         return u
@@ -122,12 +127,14 @@ class ParallelDynamics(nn.Module):
         trace: int = 0,
     ) -> Observed:
         """Run T steps in one pass; see `Dynamics`."""
+        start = None if state is not None and reset is None else self.initial(self.prior)
         if state is None:
-            state = self.initial_state(embed.shape[0])
+            assert start is not None
+            state = self._initial_state(embed.shape[0], start)
         log_q = self.posterior(embed)
         stoch = sample_one_hot(log_q, noise)
         before = torch.cat((state["stoch"][:, None], stoch[:, :-1]), 1)
-        u = self._inputs(before, action, reset)
+        u = self._inputs(before, action, reset, None if start is None else start[1])
         traced: State = {}
         if trace:
             y, last, traced = self.sequence.trace(u, core_of(state), reset, trace)
@@ -169,7 +176,8 @@ class ParallelDynamics(nn.Module):
     def _advance(
         self, action: Tensor, state: State, reset: Tensor | None, cache: Cache | None
     ) -> tuple[State, Tensor]:
-        u = self._inputs(state["stoch"], action, reset)
+        start = None if reset is None else self.initial(self.prior, cache)[1]
+        u = self._inputs(state["stoch"], action, reset, start)
         y, core = self.sequence.step(u, core_of(state), reset, cache=cache)
         deter = self.write(y)
         return {"deter": deter, **prefixed(core, CORE)}, self.prior(deter)

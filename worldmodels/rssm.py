@@ -12,6 +12,7 @@ With the second posterior everything but h runs over the whole window at once: t
 separates what the posterior changes from what the layer changes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statewise.nets.deferred import LoopLinear, LoopMLP
 from statewise.nets.dreamer_layers import FeatureNorm, init_hidden, normed_mlp
 from statewise.nets.latents import LatentConfig, sample_one_hot
 from statewise.ssm.protocol import Cache, State
@@ -61,9 +63,36 @@ class NormGRUCell(nn.Module):
 
     def forward(self, projected: Tensor, h: Tensor) -> Tensor:
         """Return the next h (B, D), from `project` of x and the present h."""
-        summed = torch.addmm(projected, h, self.linear.weight[:, : self.d_hidden].t())
+        return self._gated(torch.addmm(projected, h, self.linear.weight[:, : self.d_hidden].t()), h)
+
+    def loop(self, batch_size: int, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the cell for the steps of a window: x (B, d_in) and h (B, D) to the next h."""
+        weight = self.linear.weight
+        gates = LoopLinear(weight, weight.new_zeros(()).expand(batch_size, steps, len(weight)))
+        return lambda x, h: self._gated(gates(torch.cat((h, x), -1)), h)
+
+    def loop_known(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the cell for the steps of a window with x (B, T, d_in): h (B, D) to the next."""
+        gates = LoopLinear(self.linear.weight[:, : self.d_hidden], self.project(x))
+        return lambda h: self._gated(gates(h), h)
+
+    def _gated(self, summed: Tensor, h: Tensor) -> Tensor:
         r, c, u = self.norm(summed).chunk(3, -1)
         return torch.lerp(h, torch.tanh(torch.sigmoid(r) * c), torch.sigmoid(u - 1))
+
+
+def resets_by_step(reset: Tensor | None, steps: int) -> list[Tensor | None]:
+    """Return reset (B,) of each of T steps, None where nothing is cleared.
+
+    The first step keeps its own: what is learned about the start has a gradient in every window.
+    """
+    if reset is None:
+        return [None] * steps
+    some = reset.any(0).tolist()
+    return [
+        r if here or t == 0 else None
+        for t, (r, here) in enumerate(zip(reset.unbind(1), some, strict=True))
+    ]
 
 
 class RSSM(nn.Module):
@@ -94,13 +123,16 @@ class RSSM(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """Return what a reset restores; see `Dynamics`."""
-        deter, stoch = self.initial(self.prior)
+        return self._initial_state(batch_size, self.initial(self.prior))
+
+    def _initial_state(self, batch_size: int, start: tuple[Tensor, Tensor]) -> State:
+        deter, stoch = start
         h = deter.expand(batch_size, *deter.shape)
         return {"stoch": stoch.expand(batch_size, *stoch.shape), "deter": h, HIDDEN: h}
 
     def prepare_step(self) -> Cache:
-        """Return nothing: there is nothing to derive from the parameters."""
-        return {}
+        """Return h and z of a reset."""
+        return self.initial.prepare(self.prior)
 
     def observe(
         self,
@@ -113,12 +145,13 @@ class RSSM(nn.Module):
         trace: int = 0,
     ) -> Observed:
         """Run T steps, one after the other; see `Dynamics`."""
+        start = self.initial(self.prior)
         if state is None:
-            state = self.initial_state(embed.shape[0])
-        if reset is not None:
-            action = masked(action, action.new_zeros(()), reset)
+            state = self._initial_state(embed.shape[0], start)
+        action = masked(action, action.new_zeros(()), reset)
+        before = state["deter"], state["stoch"]
         loop = self._loop_recurrent if self.is_recurrent else self._loop_parallel
-        deter, stoch, log_q = loop(embed, action, state, reset, noise)
+        deter, stoch, log_q = loop(embed, action, before, start, reset, noise)
         h = deter[:, -1]
         return Observed(
             stoch=stoch,
@@ -131,56 +164,50 @@ class RSSM(nn.Module):
         )
 
     def _loop_parallel(
-        self, embed: Tensor, action: Tensor, state: State, reset: Tensor | None, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return h, z and log q where all z are known before the first h."""
-        h_start, z_start = self.initial(self.prior)
-        log_q = self.posterior(embed)
-        stoch = sample_one_hot(log_q, noise)
-        before = torch.cat((state["stoch"][:, None], stoch[:, :-1]), 1)
-        before = masked(before, z_start, reset)
-        projected = self.cell.project(self.read(torch.cat((flat_stoch(before), action), -1)))
-        h, rows = state["deter"], []
-        for t, x in enumerate(projected.unbind(1)):
-            h = self.cell(x, masked(h, h_start, None if reset is None else reset[:, t]))
-            rows.append(h)
-        return torch.stack(rows, 1), stoch, log_q
-
-    def _loop_recurrent(
-        self, embed: Tensor, action: Tensor, state: State, reset: Tensor | None, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return h, z and log q where every z needs the h before."""
-        start = self.initial(self.prior)
-        h, z = state["deter"], state["stoch"]
-        deters, stochs, log_qs = [], [], []
-        for t in range(embed.shape[1]):
-            h, z, log_q = self._one(
-                embed[:, t],
-                action[:, t],
-                (h, z),
-                None if reset is None else reset[:, t],
-                start,
-                noise[:, t],
-            )
-            deters.append(h)
-            stochs.append(z)
-            log_qs.append(log_q)
-        return torch.stack(deters, 1), torch.stack(stochs, 1), torch.stack(log_qs, 1)
-
-    def _one(
         self,
         embed: Tensor,
         action: Tensor,
         before: tuple[Tensor, Tensor],
-        reset: Tensor | None,
         start: tuple[Tensor, Tensor],
+        reset: Tensor | None,
         noise: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return h, z and log q of one step, from h and z before it; the action is cleared."""
-        h, z = (masked(x, x_start, reset) for x, x_start in zip(before, start, strict=True))
-        h = self._next(h, z, action)
-        log_q = self.posterior(torch.cat((h, embed), -1) if self.is_recurrent else embed)
-        return h, sample_one_hot(log_q, noise), log_q
+        """Return h, z and log q where all z are known before the first h."""
+        (h, z), (h_start, z_start) = before, start
+        log_q = self.posterior(embed)
+        stoch = sample_one_hot(log_q, noise)
+        previous = masked(torch.cat((z[:, None], stoch[:, :-1]), 1), z_start, reset)
+        cell = self.cell.loop_known(self.read(torch.cat((flat_stoch(previous), action), -1)))
+        rows = []
+        for cleared in resets_by_step(reset, embed.shape[1]):
+            h = cell(masked(h, h_start, cleared))
+            rows.append(h)
+        return torch.stack(rows, 1), stoch, log_q
+
+    def _loop_recurrent(
+        self,
+        embed: Tensor,
+        action: Tensor,
+        before: tuple[Tensor, Tensor],
+        start: tuple[Tensor, Tensor],
+        reset: Tensor | None,
+        noise: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return h, z and log q where every z needs the h before."""
+        (h, z), (h_start, z_start) = before, start
+        B, T = embed.shape[:2]
+        read, posterior = LoopMLP(self.read, action), self.posterior.loop(embed)
+        cell = self.cell.loop(B, T)
+        deters, stochs, log_qs = [], [], []
+        for cleared, one in zip(resets_by_step(reset, T), noise.unbind(1), strict=True):
+            h, z = masked(h, h_start, cleared), masked(z, z_start, cleared)
+            h = cell(read(flat_stoch(z)), h)
+            log_q = posterior(h)
+            z = sample_one_hot(log_q, one)
+            deters.append(h)
+            stochs.append(z)
+            log_qs.append(log_q)
+        return torch.stack(deters, 1), torch.stack(stochs, 1), torch.stack(log_qs, 1)
 
     def _next(self, h: Tensor, z: Tensor, action: Tensor) -> Tensor:
         x = self.read(torch.cat((flat_stoch(z), action), -1))
@@ -198,11 +225,14 @@ class RSSM(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[State, Tensor, Tensor]:
         """Run one step of `observe`; see `Dynamics`."""
+        h, z = state["deter"], state["stoch"]
         if reset is not None:
+            h_start, z_start = self.initial(self.prior, cache)
+            h, z = masked(h, h_start, reset), masked(z, z_start, reset)
             action = masked(action, action.new_zeros(()), reset)
-        start = self.initial(self.prior)
-        before = state["deter"], state["stoch"]
-        h, z, log_q = self._one(embed, action, before, reset, start, noise)
+        h = self._next(h, z, action)
+        log_q = self.posterior(torch.cat((h, embed), -1) if self.is_recurrent else embed)
+        z = sample_one_hot(log_q, noise)
         return {"stoch": z, "deter": h, HIDDEN: h}, log_q, self.prior(h)
 
     def imagine_step(

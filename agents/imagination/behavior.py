@@ -33,7 +33,10 @@ from statewise.nets.dreamer_layers import Norm, normed_mlp, output_linear
 from statewise.nets.symlog import TwoHot
 from statewise.ssm.protocol import State
 from statewise.worldmodels.model import Imagined, WorldModel
-from statewise.worldmodels.state import FeatureSpec, HiddenNorm, policy_features
+from statewise.worldmodels.state import CORE, FeatureSpec, HiddenNorm, policy_features
+
+KEPT_OUTPUT = ("stoch", "deter")  # of imagined states: what heads and features read
+KEPT_HIDDEN = (*KEPT_OUTPUT, CORE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +214,8 @@ class Behavior(nn.Module):
 
         with torch.no_grad():
             cache = world.dynamics.prepare_step()
-        imagined = world.imagine(start, act, noise, cache=cache)
+        keep = KEPT_OUTPUT if config.features == "output" else KEPT_HIDDEN
+        imagined = world.imagine(start, act, noise, keep=keep, cache=cache)
         return self._judged(world, imagined, is_terminal)
 
     def _judged(self, world: WorldModel, imagined: Imagined, is_terminal: Tensor) -> Rollout:
@@ -244,21 +248,17 @@ class Behavior(nn.Module):
         Raises:
             NonFiniteLossError: a gradient is not finite.
         """
-        reinforce = self.gradient == "reinforce"
-        with torch.set_grad_enabled(not reinforce), frozen(world, self.critic):
+        learns_through = self.gradient == "dynamics"
+        with torch.set_grad_enabled(learns_through), frozen(world, self.critic):
             rollout = self.imagine(world, start, is_terminal, generator)
             value = self.critic.value(rollout.features)
             target = imagined_lambda_return(
                 rollout.reward, rollout.discount, value, self.config.trace
             )
             self.normalizer.update(target)
-            terms, metrics = self.actor_terms(rollout, value, target)
-            total = terms["policy"] + self.config.entropy * terms["entropy"]
-            actor = self.actor_optimizer.step(terms, total, update) if not reinforce else {}
-        if reinforce:
-            terms, metrics = self.actor_terms(rollout, value, target)
-            total = terms["policy"] + self.config.entropy * terms["entropy"]
-            actor = self.actor_optimizer.step(terms, total, update)
+        terms, metrics = self.actor_terms(rollout, value, target)
+        total = terms["policy"] + self.config.entropy * terms["entropy"]
+        actor = self.actor_optimizer.step(terms, total, update)
         losses = self.critic_terms(rollout, target.detach())
         total = losses["value"] + self.config.slow_scale * losses["slow"]
         critic = self.critic_optimizer.step(losses, total, update)

@@ -204,17 +204,35 @@ def test_a_learned_start_learns_through_resets_and_only_through_them(core: str) 
             assert (parameter.grad is not None and bool(parameter.grad.any())) == is_used
 
 
-def test_steps_with_prepared_parameters_are_the_same() -> None:
-    for core in ("s5", "mamba"):
-        made = model(core)
-        window = Window(made, B, 2)
-        with torch.no_grad():
-            cache = made.dynamics.prepare_step()
-            obs, action = window.at(0)
-            plain, cached = (
-                made.observe_step(obs, action, window.state, None, window.noise[:, 0], cache=c)
-                for c in (None, cache)
-            )
+@pytest.mark.parametrize("core", ["s5", "mamba", "rssm", "rssm_observation"])
+@torch.no_grad()
+def test_steps_with_prepared_parameters_are_the_same(core: str) -> None:
+    made = model(core)
+    window = Window(made, B, 2)
+    cache = made.dynamics.prepare_step()
+    (obs, action), noise = window.at(0), window.noise[:, 0]
+    for reset in (None, torch.tensor([True, False, True])):
+        plain, cached = (
+            made.observe_step(obs, action, window.state, reset, noise, cache=c)
+            for c in (None, cache)
+        )
         assert any(key.startswith(CORE) for key in plain)
         for key, x in plain.items():
             close(cached[key], x)
+
+
+@pytest.mark.parametrize("core", ["s5", "rssm"])
+def test_acting_asks_the_prior_once_a_step_and_not_for_the_start(core: str) -> None:
+    made = model(core)
+    window = Window(made, B, 2)
+    cache = made.dynamics.prepare_step()
+    calls = []
+    hook = made.dynamics.prior.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[attr-defined]
+    (obs, action), reset = window.at(0), torch.tensor([True, False, True])
+    made.observe_step(obs, action, window.state, reset, window.noise[:, 0], cache=cache)
+    assert len(calls) == 1
+    calls.clear()
+    flags = torch.stack((reset, reset), 1)
+    made.observe(window.obs, window.action, None, flags, window.noise)
+    assert len(calls) == 2  # all steps at once, and what a reset restores
+    hook.remove()

@@ -2,7 +2,7 @@
 
 import torch
 
-from statewise.worldmodels.rssm import NormGRUCell
+from statewise.worldmodels.rssm import NormGRUCell, resets_by_step
 from tests.golden_files import load
 from tests.tolerance import GOLDEN_VALUE, assert_within
 
@@ -19,3 +19,14 @@ def test_the_cell_is_the_authors() -> None:
         assert cell.norm.bias is not None
         cell.norm.bias.copy_(arrays["gru_ln_b"])
     assert_within(cell(cell.project(x), h), arrays["gru_out"], GOLDEN_VALUE)
+
+
+def test_only_steps_with_a_reset_are_asked_to_clear_and_always_the_first() -> None:
+    reset = torch.tensor([[False, False, True], [False, False, False]])
+    first, second, third = resets_by_step(reset, 3)
+    assert first is not None  # the start has a gradient, 0, in every window
+    assert not first.any()
+    assert second is None
+    assert third is not None
+    assert third.tolist() == [True, False]
+    assert resets_by_step(None, 2) == [None, None]

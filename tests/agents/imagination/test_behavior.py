@@ -1,6 +1,8 @@
 """Losses of actor and critic against loops written out, distributions in closed form."""
 
+import copy
 import math
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -9,7 +11,10 @@ from gymnasium import spaces
 
 from statewise.agents.imagination.actor import Actor, NormalActions, OneHotActions, from_vector
 from statewise.agents.imagination.behavior import BehaviorConfig, Rollout
+from statewise.agents.imagination.returns import imagined_lambda_return
 from statewise.worldmodels.actions import ActionVectors
+from statewise.worldmodels.model import Imagined
+from statewise.worldmodels.state import CORE, FeatureSpec
 from tests.agents.imagination import world_cases as cases
 
 MULTI = spaces.MultiDiscrete([2, 3])
@@ -92,16 +97,23 @@ def test_the_slow_critic_follows_at_its_rate() -> None:
         torch.testing.assert_close(p, torch.full_like(p, 0.02))
 
 
-@pytest.mark.parametrize("continues", ["mode", "probability"])
-def test_rewards_and_discounts_are_those_of_the_states_arrived_at(continues: str) -> None:
+@pytest.mark.parametrize(
+    ("continues", "features"), [("mode", "output"), ("probability", "hidden"), ("mode", "full")]
+)
+def test_rewards_and_discounts_are_those_of_the_states_arrived_at(
+    continues: Literal["mode", "probability"], features: FeatureSpec
+) -> None:
     config = BehaviorConfig(
-        actor_hidden=(8,), critic_hidden=(8,), horizon=3, continues=continues, discount_horizon=10.0
+        actor_hidden=(8,),
+        critic_hidden=(8,),
+        horizon=3,
+        continues=continues,
+        discount_horizon=10.0,
+        features=features,
     )
     agent = cases.agent("s5", behavior=config)
-    batch = cases.batch()
     start = agent.world.initial_state(5)
     is_terminal = torch.tensor([False, True, False, False, True])
-    del batch
     with torch.no_grad():
         agent.generator.manual_seed(0)
         one = agent.behavior.imagine(agent.world, start, is_terminal, agent.generator)
@@ -110,10 +122,10 @@ def test_rewards_and_discounts_are_those_of_the_states_arrived_at(continues: str
         own = [agent.behavior.actor.noise((5,), agent.generator) for _ in range(3)]
         state, weight = start, (~is_terminal).float()
         for i in range(3):
-            features = agent.behavior.features(state)
-            torch.testing.assert_close(one.features[:, i], features)
+            read = agent.behavior.features(state)
+            torch.testing.assert_close(one.features[:, i], read)
             torch.testing.assert_close(one.weight[:, i], weight)
-            action = agent.behavior.actor(features).sample(own[i])
+            action = agent.behavior.actor(read).sample(own[i])
             torch.testing.assert_close(one.action[:, i], action)
             state, _ = agent.world.dynamics.imagine_step(action, state, noise[i])
             reward = agent.world.predict_reward(state["stoch"], state["deter"])
@@ -122,6 +134,56 @@ def test_rewards_and_discounts_are_those_of_the_states_arrived_at(continues: str
             c = (logit > 0).float() if continues == "mode" else logit.sigmoid()
             torch.testing.assert_close(one.discount[:, i], 0.9 * c)
             weight = weight * 0.9 * c
+
+
+@pytest.mark.parametrize(("features", "is_kept"), [("output", False), ("full", True)])
+def test_imagined_memories_are_kept_only_for_a_policy_that_reads_them(
+    monkeypatch: pytest.MonkeyPatch, features: FeatureSpec, is_kept: bool
+) -> None:
+    config = BehaviorConfig(actor_hidden=(8,), critic_hidden=(8,), horizon=2, features=features)
+    agent = cases.agent("s5", behavior=config)
+    imagine, seen = agent.world.imagine, []
+
+    def imagined(*args: Any, **options: Any) -> Imagined:
+        seen.append(imagine(*args, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(agent.world, "imagine", imagined)
+    start = agent.world.initial_state(2)
+    agent.behavior.imagine(agent.world, start, torch.zeros(2).bool(), agent.generator)
+    assert any(key.startswith(CORE) for key in seen[0].states) == is_kept
+
+
+@pytest.mark.parametrize("space", [cases.cases.ACTIONS, BOX])
+def test_an_update_has_the_gradient_of_its_terms_and_moves_nothing_else(
+    space: spaces.Space[object],
+) -> None:
+    agent = cases.agent("s5", space=space)
+    behavior, world = agent.behavior, agent.world
+    draw = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(behavior.critic.out.weight, std=0.1, generator=draw)  # unclipped
+    start = {key: x.detach() for key, x in world.initial_state(6).items()}
+    flags = torch.tensor([False, True, False, False, False, False])
+    other = copy.deepcopy(behavior)
+    generator = torch.Generator().manual_seed(3)
+    one = other.imagine(world, start, flags, generator)  # nothing frozen
+    value = other.critic.value(one.features)
+    target = imagined_lambda_return(one.reward, one.discount, value, other.config.trace)
+    other.normalizer.update(target)
+    terms, _ = other.actor_terms(one, value, target)
+    total = terms["policy"] + other.config.entropy * terms["entropy"]
+    wanted = torch.autograd.grad(total, list(other.actor.parameters()))
+    behavior.update(world, start, flags, generator.manual_seed(3), 0)
+    for p, gradient in zip(behavior.actor.parameters(), wanted, strict=True):
+        assert p.grad is not None
+        assert gradient.any()
+        torch.testing.assert_close(p.grad, gradient)
+    assert all(p.grad is None and p.requires_grad for p in world.parameters())
+    losses = other.critic_terms(one, target.detach())
+    critic = losses["value"] + other.config.slow_scale * losses["slow"]
+    alone = torch.autograd.grad(critic, list(other.critic.parameters()))
+    for p, gradient in zip(behavior.critic.parameters(), alone, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
 
 
 def test_numbers_learn_through_the_model_by_the_gradient_of_the_return() -> None:
