@@ -7,15 +7,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from statewise.bench.claim_metrics import SCORE
 from statewise.bench.claims import Arm, Claim, load_claim
-from statewise.bench.offline_arm import core_of, measure_acting, offline_row
+from statewise.bench.offline_arm import core_of, measure_acting, offline_row, world_row
 from statewise.bench.process import Answer, Job
 from statewise.data.files import sha256_of
 from statewise.training.api import resume_training, run_training
 from statewise.training.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
-from statewise.training.config import OfflineTrainConfig, RunConfig, load_config
+from statewise.training.config import (
+    OfflineTrainConfig,
+    RunConfig,
+    S4WMRun,
+    apply_overrides,
+    load_config,
+)
 from statewise.training.evaluate import evaluate_run
 from statewise.training.log import read_metrics
+from statewise.training.offline_config import DataRunConfig
 from statewise.training.run import RunDirectory, RunError, read_json
 
 SHOWN = 12  # digits of a sha256 in a message
@@ -32,6 +40,8 @@ class ClaimRun:
     """Folder of all claims' runs."""
     data_root: Path
     """Folder of all data sets."""
+    device: str = "cpu"
+    """Where it is trained and evaluated, if it is not finished."""
 
     @property
     def path(self) -> Path:
@@ -41,7 +51,12 @@ class ClaimRun:
     @property
     def config(self) -> RunConfig:
         """Its settings."""
-        return self.arm.config(self.seed, self.data_root)
+        config = self.arm.config(self.seed, self.data_root)
+        return apply_overrides(config, {"device": self.device})
+
+    def fits(self, found: RunConfig) -> bool:
+        """Return whether a run with these settings is this one, on whatever device."""
+        return found == apply_overrides(self.config, {"device": found.device})
 
 
 def run_path(root: Path, claim: Claim, arm: str, seed: int) -> Path:
@@ -53,7 +68,7 @@ def run_job(job: Job) -> Answer:
     """Bring one run to its end and evaluate its last checkpoint.
 
     Args:
-        job: claim (name or path), arm, seed, root (folder of all claims' runs), data_root.
+        job: claim (name or path), arm, seed, root (folder of all claims' runs), data_root, device.
 
     Returns:
         One row of the result table.
@@ -64,10 +79,11 @@ def run_job(job: Job) -> Answer:
     """
     claim = load_claim(job["claim"])
     arm, root = claim.arm(job["arm"]), Path(job["root"])
-    run = ClaimRun(claim, arm, int(job["seed"]), root, Path(job["data_root"]))
+    data_root, device = Path(job["data_root"]), job.get("device", "cpu")
+    run = ClaimRun(claim, arm, int(job["seed"]), root, data_root, device)
     config = run.config
     steps = _train(run, config)
-    _evaluate(claim, config, run.path, steps)
+    _evaluate(run, config, steps)
     if isinstance(config, OfflineTrainConfig):
         measure_acting(run.path, steps)
     row = find_row(run)
@@ -82,25 +98,39 @@ def find_row(run: ClaimRun) -> Answer | None:
         return None
     directory = RunDirectory.open(path)
     newest = newest_checkpoint(directory.checkpoints_dir)
-    if newest is None or load_config(directory.config_path) != config:
+    found = load_config(directory.config_path)
+    if newest is None or not run.fits(found):
         return None
     steps = int(load_checkpoint(newest)["steps"])
     evaluation = _found_evaluation(run.claim, config, path, steps)
-    if steps < config.end or evaluation is None:
+    if steps < config.end or evaluation is None or _other_data(directory, config):
         return None
-    row = _common_row(run, directory, evaluation)
-    if not isinstance(config, OfflineTrainConfig):
-        return row | {"score": evaluation["return_mean"]}
-    more = None
-    if not _other_data(directory, config):
+    log = read_metrics(directory)
+    row = _common_row(run, directory, evaluation) | {"device": found.device}
+    if isinstance(config, OfflineTrainConfig):
         more = offline_row(config, path, evaluation, run.claim.reached)
-    return None if more is None else row | more
+    elif isinstance(config, S4WMRun):
+        more = world_row(evaluation, log)
+    else:
+        more = _played(evaluation) | {SCORE: evaluation["return_mean"]}
+    if more is None:
+        return None
+    measured = {
+        one.column: one.read(evaluation, log)
+        for one in run.claim.measures()
+        if one.column not in more
+    }
+    return row | more | measured
+
+
+def _played(evaluation: Mapping[str, Any]) -> Answer:
+    low, high = evaluation["return_ci95"]
+    return {"ci_low": low, "ci_high": high}
 
 
 def _common_row(
     run: ClaimRun, directory: RunDirectory, evaluation: Mapping[str, Any]
 ) -> dict[str, Any]:
-    low, high = evaluation["return_ci95"]
     return {
         "preset": run.arm.preset,
         "arm": run.arm.name,
@@ -108,8 +138,6 @@ def _common_row(
         "task": evaluation["env"],
         "seed": run.seed,
         "steps": evaluation["step"],
-        "ci_low": low,
-        "ci_high": high,
         "minutes": _minutes(directory),
     }
 
@@ -118,17 +146,19 @@ def _train(run: ClaimRun, config: RunConfig) -> int:
     """Train what is left to train; return the steps of the last checkpoint."""
     arm, path = run.arm, run.path
     words = [word for override in arm.overrides.items() for word in _words(*override)]
-    if isinstance(config, OfflineTrainConfig):
+    if isinstance(config, DataRunConfig):
         words += ["--data", *config.data.paths]
+    if isinstance(config, S4WMRun) and arm.held_out is not None:
+        words += ["--eval.data", config.eval.data]
     command = ["statewise", "train", arm.preset, *words, "--seed", str(config.seed)]
     _clear_unstarted(path)
     if not path.exists():
         run_training(config, path, command, quiet=True)
     else:
         directory = RunDirectory.open(path)
-        if load_config(directory.config_path) != config:
+        if not run.fits(load_config(directory.config_path)):
             raise RunError(f"{path} was trained with other settings: move it away to train again")
-        if isinstance(config, OfflineTrainConfig) and (file := _other_data(directory, config)):
+        if file := _other_data(directory, config):
             raise RunError(
                 f"{path} was trained with another {file}: put that back, or move the run away "
                 "to train again"
@@ -143,13 +173,20 @@ def _words(path: str, value: Any) -> list[str]:
     return [f"--{path}", *map(str, value if isinstance(value, list) else [value])]
 
 
-def _other_data(directory: RunDirectory, config: OfflineTrainConfig) -> str:
-    """Return a file that is not what the run learned from, "" if there is none.
+def _other_data(directory: RunDirectory, config: RunConfig) -> str:
+    """Return a file that is not what the run read, "" if there is none.
 
     A file that is not there is not another one.
     """
-    noted = directory.read_manifest().get("data", {}).get("sha256", ())
-    for path, sha256 in zip(config.data.paths, noted, strict=False):
+    if not isinstance(config, DataRunConfig):
+        return ""
+    manifest = directory.read_manifest()
+    held_out = [config.eval.data] if isinstance(config, S4WMRun) and config.eval.data else []
+    noted = [
+        *zip(config.data.paths, manifest.get("data", {}).get("sha256", ()), strict=False),
+        *zip(held_out, manifest.get("held_out", {}).get("sha256", ()), strict=False),
+    ]
+    for path, sha256 in noted:
         file = Path(path)
         if file.exists() and _sha256(file, file.stat().st_mtime_ns) != sha256:
             return path
@@ -184,23 +221,31 @@ def _steps(run: RunDirectory) -> int:
     return int(load_checkpoint(newest)["steps"])
 
 
-def _evaluate(claim: Claim, config: RunConfig, path: Path, steps: int) -> None:
+def _evaluate(run: ClaimRun, config: RunConfig, steps: int) -> None:
     """Write `eval.json` anew unless it is this evaluation of this checkpoint."""
+    claim, path = run.claim, run.path
     if _found_evaluation(claim, config, path, steps) is None:
-        evaluate_run(path, episodes=claim.episodes, actions=claim.actions)
+        actions = claim.actions or None
+        evaluate_run(path, episodes=claim.episodes, actions=actions, device=run.device)
 
 
 def _found_evaluation(
     claim: Claim, config: RunConfig, path: Path, steps: int
 ) -> Mapping[str, Any] | None:
-    file = RunDirectory.open(path).eval_path
+    directory = RunDirectory.open(path)
+    file = directory.eval_path
     found = read_json(file) if file.is_file() else {}
+    if isinstance(config, S4WMRun):
+        held_out = directory.read_manifest()["held_out"]["num_episodes"]
+        known = (steps, min(claim.episodes, held_out), config.eval.context or "half")
+        got = (found.get("step"), found.get("episodes"), found.get("context"))
+        return found if got == known and found.get("samples") == config.eval.samples else None
     targets = [entry["target"] for entry in found.get("targets", ())]
     wanted: list[float | None] = []
     if isinstance(config, OfflineTrainConfig):
         wanted = [*config.eval.returns_asked()] or [None]
-    got = (found.get("step"), found.get("actions"), len(found.get("episodes", ())), targets)
-    return found if got == (steps, claim.actions, claim.episodes, wanted) else None
+    played = (found.get("step"), found.get("actions"), len(found.get("episodes", ())), targets)
+    return found if played == (steps, claim.actions, claim.episodes, wanted) else None
 
 
 def _minutes(run: RunDirectory) -> float:

@@ -1,31 +1,47 @@
 """Claims about learning: what `statewise reproduce` trains, and what has to come out.
 
 A claim is a YAML file of `configs/claims`: arms (a preset with overrides each), seeds, how the
-last checkpoint is evaluated, and checks on the evaluations. Arms whose agents learn from data
-name an entry of `data`. The file is plain text checked here; presets and overrides are checked
-by `training.config`.
+last checkpoint is evaluated, and checks on what the runs say. Arms that learn from data name an
+entry of `data`. The file is plain text checked here, before anything is made; presets and
+overrides are checked by `training.config`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from statewise.bench.claim_checks import LIMITS, METRICS, SCORE, STATISTICS, Check, known_metrics
+from statewise.bench.claim_checks import Check, read_check
 from statewise.bench.claim_data import ClaimData, read_claim_data
+from statewise.bench.claim_metrics import METRICS, Measure, measurable
 from statewise.bench.plain_values import PlainReader
 from statewise.training.config import (
     OfflineTrainConfig,
     RunConfig,
+    S4WMRun,
     apply_overrides,
     load_preset,
 )
 from statewise.training.schema import ConfigError, nearest
 from statewise.training.yaml_text import read_yaml
 
+Kind = Literal["online", "policies", "worlds"]
+KINDS: dict[Kind, str] = {
+    "online": "agents that learn in their environment",
+    "policies": "agents that learn from data",
+    "worlds": "world models that learn from data",
+}
+"""What the arms of a claim are, all of them."""
 ACTIONS = ("greedy", "sample")
 _SET_BY_THE_COMMAND = ("seed", "num_threads", "data.paths")
+
+
+def kind_of(config: RunConfig) -> Kind:
+    """Return what an arm with these settings is."""
+    if isinstance(config, S4WMRun):
+        return "worlds"
+    return "policies" if isinstance(config, OfflineTrainConfig) else "online"
 
 
 @dataclass(frozen=True)
@@ -34,10 +50,18 @@ class Arm:
 
     name: str
     preset: str
+    base: RunConfig
+    """What the preset says."""
     overrides: dict[str, Any]
-    """Dotted path -> value."""
+    """Dotted path -> value; {} for a group puts it back to its defaults."""
     data: ClaimData | None = None
     """What it learns from, None for agents that learn in their environment."""
+    held_out: ClaimData | None = None
+    """Of a world model from data: what it is evaluated on; None is a part of its own data."""
+    series: str = ""
+    """The line of the figure that it is a point of; "" where there are no such lines."""
+    at: float = 0.0
+    """Where on that line."""
 
     def config(self, seed: int, data_root: Path = Path()) -> RunConfig:
         """Return the settings of a run.
@@ -47,12 +71,19 @@ class Arm:
             data_root: folder of all data sets.
 
         Raises:
-            ConfigError: no such preset, or an override that does not fit.
+            ConfigError: an override that does not fit.
         """
         values = {**self.overrides, "seed": seed, "num_threads": 1}
         if self.data is not None:
             values["data.paths"] = list(self.data.files(data_root))
-        return apply_overrides(load_preset(self.preset), values)
+        if self.held_out is not None:
+            [values["eval.data"]] = self.held_out.files(data_root)
+        return apply_overrides(self.base, values)
+
+    @property
+    def sets(self) -> tuple[ClaimData, ...]:
+        """The data sets that it reads."""
+        return tuple(one for one in (self.data, self.held_out) if one is not None)
 
 
 @dataclass(frozen=True)
@@ -64,25 +95,37 @@ class Claim:
     statement: str
     seeds: tuple[int, ...]
     episodes: int
+    """Of an evaluation: played, or held out and imagined."""
     actions: str
+    """"" where nothing is played."""
+    kind: Kind
     arms: tuple[Arm, ...]
     checks: tuple[Check, ...]
     reached: float | None = None
     """Of agents that learn from data: the return whose first update is told."""
 
-    @property
-    def has_data(self) -> bool:
-        """Whether its agents learn from data."""
-        return self.arms[0].data is not None
-
     def arm(self, name: str) -> Arm:
         """Return the arm of this name, which must exist."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def metrics(self) -> tuple[str, ...]:
-        """Return what its checks are about, in the order of `METRICS`."""
-        checked = {check.metric for check in self.checks}
-        return tuple(metric for metric in METRICS if metric in checked)
+    def measures(self) -> tuple[Measure, ...]:
+        """Return what its checks are about: those of `METRICS` in their order, then the others."""
+        checked = tuple(dict.fromkeys(check.measure for check in self.checks))
+        known = [Measure(metric) for metric in METRICS]
+        return (
+            *(one for one in known if one in checked),
+            *(one for one in checked if one not in known),
+        )
+
+    @property
+    def unit(self) -> str:
+        """What the runs' steps are."""
+        return "steps" if self.kind == "online" else "updates"
+
+    @property
+    def has_summary(self) -> bool:
+        """Whether there is more to tell than a score per run."""
+        return self.kind != "online" or any(one.is_logged for one in self.measures())
 
 
 def claim_names() -> list[str]:
@@ -116,106 +159,146 @@ def _folder() -> Path:
 
 
 def _read_claim(reader: PlainReader, name: str, value: Any) -> Claim:
-    keys = ("title", "statement", "seeds", "episodes", "actions", "arms", "checks")
-    fields = reader.mapping(value, "the file", keys, ("data", "reached"))
+    keys = ("title", "statement", "seeds", "episodes", "arms", "checks")
+    fields = reader.mapping(value, "the file", keys, ("actions", "data", "reached"))
     sets = {
         key: read_claim_data(reader, key, entry)
         for key, entry in reader.named(fields.get("data", {}), "data", "data sets by name").items()
     }
     entries = enumerate(reader.entries(fields["arms"], "arms"))
-    configured = [_read_arm(reader, entry, f"arms.{i}", sets) for i, entry in entries]
+    presets: dict[str, RunConfig] = {}
+    configured = [_read_arm(reader, entry, f"arms.{i}", sets, presets) for i, entry in entries]
     arms = tuple(arm for arm, _ in configured)
-    names = [arm.name for arm in arms]
-    if len(set(names)) < len(names):
-        reader.fail("arms", "different names", names)
-    if len({arm.data is None for arm in arms}) > 1:
-        reader.fail("arms", "agents that all learn from data, or none", "both", plain=True)
+    kind = _check_alike(reader, configured)
     configs = {arm.name: config for arm, config in configured}
+    able = {
+        arm.name: measurable(config, arm.data.obs_keys if arm.data is not None else ())
+        for arm, config in configured
+    }
     checks = tuple(
-        _read_check(reader, entry, f"checks.{i}", configs)
+        read_check(reader, entry, f"checks.{i}", able)
         for i, entry in enumerate(reader.entries(fields["checks"], "checks"))
     )
     seeds = reader.entries(fields["seeds"], "seeds")
     if len(set(map(str, seeds))) < len(seeds):
         reader.fail("seeds", "different numbers", seeds)
-    if fields["actions"] not in ACTIONS:
-        reader.fail("actions", " or ".join(ACTIONS), fields["actions"])
     return Claim(
         name=name,
         title=reader.text(fields["title"], "title"),
         statement=reader.text(fields["statement"], "statement"),
         seeds=tuple(reader.integer(seed, f"seeds.{i}", 0) for i, seed in enumerate(seeds)),
         episodes=reader.integer(fields["episodes"], "episodes", 1),
-        actions=fields["actions"],
+        actions=_read_actions(reader, fields, kind),
+        kind=kind,
         arms=arms,
         checks=checks,
         reached=_read_reached(reader, fields, tuple(configs.values())),
     )
 
 
+def _check_alike(reader: PlainReader, configured: Sequence[tuple[Arm, RunConfig]]) -> Kind:
+    """Return what all arms are."""
+    names = [arm.name for arm, _ in configured]
+    if len(set(names)) < len(names):
+        reader.fail("arms", "different names", names)
+    kinds = list(dict.fromkeys(kind_of(config) for _, config in configured))
+    if len(kinds) > 1:
+        got = " and ".join(KINDS[kind] for kind in kinds)
+        reader.fail("arms", "arms of one kind", got, plain=True)
+    lines = [bool(arm.series) for arm, _ in configured]
+    if any(lines) and not all(lines):
+        words = "series and at, as others have them"
+        reader.fail(f"arms.{lines.index(False)}", words, "none", plain=True)
+    return kinds[0]
+
+
+def _read_actions(reader: PlainReader, fields: Mapping[str, Any], kind: Kind) -> str:
+    if kind == "worlds":
+        if "actions" in fields:
+            reader.fail("actions", f"none, as {KINDS[kind]} do not act", fields["actions"])
+        return ""
+    if "actions" not in fields:
+        reader.fail("the file", "the field actions", "none", plain=True)
+    if fields["actions"] not in ACTIONS:
+        reader.fail("actions", " or ".join(ACTIONS), fields["actions"])
+    return str(fields["actions"])
+
+
 def _read_arm(
-    reader: PlainReader, value: Any, where: str, sets: Mapping[str, ClaimData]
+    reader: PlainReader,
+    value: Any,
+    where: str,
+    sets: Mapping[str, ClaimData],
+    presets: dict[str, RunConfig],
 ) -> tuple[Arm, RunConfig]:
-    """Return an arm, and its settings without data."""
-    fields = reader.mapping(value, where, ("name", "preset"), ("data", "overrides"))
+    """Return an arm, and its settings without data; `presets` receives what was read."""
+    optional = ("data", "held_out", "series", "at", "overrides")
+    fields = reader.mapping(value, where, ("name", "preset"), optional)
     name = reader.name(fields["name"], f"{where}.name")
+    preset = reader.text(fields["preset"], f"{where}.preset")
     own = reader.named(
         fields.get("overrides", {}), f"{where}.overrides", "dotted paths with values"
     )
-    for key in _SET_BY_THE_COMMAND:
+    for key in (*_SET_BY_THE_COMMAND, *(["eval.data"] if "held_out" in fields else [])):
         if key in own:
             reader.fail(f"{where}.overrides", f"no {key}, which the command sets", key)
-    data = None
-    if "data" in fields:
-        known = [*sets] or ["(the file has no data)"]
-        data = sets.get(reader.choice(fields["data"], f"{where}.data", known))
-    overrides = ({} if data is None else data.env_kwargs) | dict(own)
-    arm = Arm(name, reader.text(fields["preset"], f"{where}.preset"), overrides, data)
+    known = [*sets] or ["(the file has no data)"]
+    data, held_out = (
+        sets[reader.choice(fields[key], f"{where}.{key}", known)] if key in fields else None
+        for key in ("data", "held_out")
+    )
+    line = _read_line(reader, fields, where)
     try:
-        config = replace(arm, data=None).config(0)
+        base = presets.get(preset) or presets.setdefault(preset, load_preset(preset))
+        kwargs: dict[str, Any] = {}
+        if data is not None and isinstance(base, OfflineTrainConfig):
+            kwargs = data.env_kwargs
+        arm = Arm(
+            name,
+            preset,
+            base,
+            kwargs | dict(own),
+            data,
+            held_out,
+            *line,
+        )
+        config = replace(arm, data=None, held_out=None).config(0)
     except ConfigError as error:
         raise ConfigError(f"{reader.file}: {where}: {error}") from None
     _check_data(reader, where, arm, config)
     return arm, config
 
 
+def _read_line(reader: PlainReader, fields: Mapping[str, Any], where: str) -> tuple[str, float]:
+    """Return which line of the figure an arm is a point of, and where on it."""
+    if ("series" in fields) != ("at" in fields):
+        reader.fail(where, "series and at, or none of them", "one", plain=True)
+    if "series" not in fields:
+        return "", 0.0
+    name = reader.name(fields["series"], f"{where}.series")
+    return name, reader.number(fields["at"], f"{where}.at")
+
+
 def _check_data(reader: PlainReader, where: str, arm: Arm, config: RunConfig) -> None:
-    if not isinstance(config, OfflineTrainConfig):
+    if kind_of(config) == "online":
         if arm.data is not None:
             words = f"none, as {arm.preset} learns in its environment"
             reader.fail(f"{where}.data", words, arm.data.name)
-        return
-    if arm.data is None:
+    elif arm.data is None:
         words = f"the name of what {arm.preset} learns from"
         reader.fail(f"{where}.data", words, "none", plain=True)
-    ids = ("", arm.data.env_id)
-    if config.env.id not in ids and config.data.env_mismatch == "error":
-        words = f"data of {config.env.id}, where {arm.preset} is evaluated"
-        reader.fail(f"{where}.data", words, arm.data.env_id)
-
-
-def _read_check(
-    reader: PlainReader, value: Any, where: str, configs: Mapping[str, RunConfig]
-) -> Check:
-    optional = (*LIMITS, "metric", "over")
-    fields = reader.mapping(value, where, ("arm", "statistic"), optional)
-    arm = reader.choice(fields["arm"], f"{where}.arm", tuple(configs))
-    statistic = reader.choice(fields["statistic"], f"{where}.statistic", tuple(STATISTICS))
-    given = [key for key in LIMITS if key in fields]
-    if len(given) != 1:
-        reader.fail(where, f"exactly one of {', '.join(LIMITS)}", ", ".join(given) or "none")
-    limit = reader.number(fields[given[0]], f"{where}.{given[0]}")
-    over = None
-    if "over" in fields:
-        others = [name for name in configs if name != arm] or ["(there is no other arm)"]
-        over = reader.choice(fields["over"], f"{where}.over", others)
-    metric = fields.get("metric", SCORE)
-    for name in (arm, over):
-        known = METRICS if name is None else known_metrics(configs[name])
-        if metric not in known:
-            words = f"one of {', '.join(known)}, which {name} has"
-            reader.fail(f"{where}.metric", words, metric)
-    return Check(arm, statistic, given[0], limit, metric, over)
+    if arm.held_out is not None:
+        if not isinstance(config, S4WMRun):
+            words = f"none, as {arm.preset} is no world model from data"
+            reader.fail(f"{where}.held_out", words, arm.held_out.name)
+        if len(arm.held_out.levels) != 1:
+            words = "a data set of one level"
+            reader.fail(f"{where}.held_out", words, ", ".join(arm.held_out.levels), plain=True)
+    if isinstance(config, OfflineTrainConfig) and arm.data is not None:
+        ids = ("", arm.data.env_id)
+        if config.env.id not in ids and config.data.env_mismatch == "error":
+            words = f"data of {config.env.id}, where {arm.preset} is evaluated"
+            reader.fail(f"{where}.data", words, arm.data.env_id)
 
 
 def _read_reached(
@@ -225,7 +308,7 @@ def _read_reached(
         return None
     for i, config in enumerate(configs):
         if not isinstance(config, OfflineTrainConfig):
-            reader.fail("reached", "agents that learn from data", config.system)
+            reader.fail("reached", KINDS["policies"], config.system)
         if not config.eval.every_updates:
             reader.fail(f"arms.{i}", "eval.every_updates above 0, as `reached` needs it", 0)
     return reader.number(fields["reached"], "reached")

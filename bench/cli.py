@@ -86,6 +86,7 @@ def reproduce(argv: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="by default docs/results if it exists, or results")
     parser.add_argument("--workers", type=count, help="runs at a time, by default one per core")
+    parser.add_argument("--device", default="cpu", help="of the runs: cpu, by default, or cuda")
     options = parser.parse_args(argv)
     if (options.claim is None) != options.all:
         raise ConfigError("reproduce: expected either a claim or --all: see statewise reproduce -h")
@@ -111,6 +112,7 @@ def reproduce(argv: list[str]) -> int:
             data_root=options.data_root,
             out=out,
             workers=options.workers or num_cores(),
+            device=options.device,
         )
         result = reproduce_claim(name, claim, plan, _say)
         for line in (*result.summary, *result.verdicts):

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from statewise.bench.claim_data import SKIP
 from statewise.bench.claims import Claim, load_claim
 from statewise.bench.process import Answer, Job
 from statewise.training.make_data import make_data
-from statewise.training.make_data_folder import is_complete
-from statewise.training.make_data_recipes import settings_of
 from statewise.training.schema import ConfigError
 
 
@@ -22,10 +21,10 @@ def data_jobs(source: str, claim: Claim, arms: Sequence[str], data_root: Path) -
         arms: names.
         data_root: folder of all data sets.
     """
-    sets = [arm.data for arm in claim.arms if arm.name in arms and arm.data is not None]
+    sets = [one for arm in claim.arms if arm.name in arms for one in arm.sets]
     levels: dict[str, list[str]] = {}
     for one in dict.fromkeys(sets):
-        if not is_complete(data_root / one.folder, settings_of(one.config), one.levels):
+        if one.if_missing != SKIP and not one.is_there(data_root):
             wanted = levels.setdefault(one.folder, [])
             wanted += [level for level in one.levels if level not in wanted]
     return [
@@ -42,6 +41,18 @@ def data_jobs(source: str, claim: Claim, arms: Sequence[str], data_root: Path) -
     ]
 
 
+def lacking(claim: Claim, data_root: Path) -> dict[str, str]:
+    """Return the arms that are not run for want of data, with a folder that is not there."""
+    sets = {one: one.is_there(data_root) for arm in claim.arms for one in arm.sets
+            if one.if_missing == SKIP}  # fmt: skip
+    return {
+        arm.name: str(data_root / one.folder)
+        for arm in claim.arms
+        for one in arm.sets
+        if not sets.get(one, True)
+    }
+
+
 def run_job(job: Job) -> Answer:
     """Make what is missing of a folder; one that was stopped goes on.
 
@@ -54,8 +65,8 @@ def run_job(job: Job) -> Answer:
     Raises:
         ConfigError: the folder holds something else, or a package is missing.
     """
-    sets = [arm.data for arm in load_claim(job["claim"]).arms]
-    config = next(one.config for one in sets if one is not None and one.folder == job["folder"])
+    sets = [one for arm in load_claim(job["claim"]).arms for one in arm.sets]
+    config = next(one.config for one in sets if one.folder == job["folder"])
     path = Path(job["data_root"]) / job["folder"]
     try:
         made = make_data(config, path, job["levels"], console=Console(stderr=True))

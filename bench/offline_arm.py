@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from statewise.bench.claim_metrics import OPEN_LOOP, Measure
 from statewise.bench.process import Answer
 from statewise.training.api import load
-from statewise.training.collector import to_tensors
 from statewise.training.config import OfflineTrainConfig, RunConfig, S4WMRun, WorldTrainConfig
 from statewise.training.log import read_metrics
 from statewise.training.playing import PlayingAgent
 from statewise.training.run import RunDirectory, read_json, write_json
 from statewise.training.statistics import spearman
+from statewise.training.stepper import to_tensors
 
 ACTING = "acting.json"
 CORES = {
@@ -98,7 +99,7 @@ def measure_acting(path: Path, step: int) -> None:
     """
     if found_acting(path, step) is not None:
         return
-    trained = load(path)
+    trained = load(path, device="cpu")
     seconds = time_actions(trained)
     answer = {
         "step": step,
@@ -130,14 +131,33 @@ def offline_row(
     if acting is None:
         return None
     rows = read_metrics(RunDirectory.open(path))
-    speeds = {name: median([row[f"time/{name}"] for row in rows]) for name in SPEEDS}
+    low, high = evaluation["return_ci95"]
     return {
         **metrics_of(evaluation["targets"]),
+        "ci_low": low,
+        "ci_high": high,
         "reached": first_reaching(rows, reached),
         "parameters": acting["parameters"],
-        **speeds,
+        **_speeds(rows),
         "ms_per_action": acting["ms_per_action"],
     }
+
+
+def world_row(evaluation: Mapping[str, Any], log: Sequence[Mapping[str, float]]) -> Answer:
+    """Return what a finished run of a world model on data adds to a row of the table.
+
+    Args:
+        evaluation: of its last checkpoint, `eval.json`.
+        log: rows of `metrics.jsonl`.
+    """
+    return {
+        **{name: Measure(name).read(evaluation, log) for name in OPEN_LOOP},
+        **_speeds(log),
+    }
+
+
+def _speeds(log: Sequence[Mapping[str, float]]) -> Answer:
+    return {name: median([row[f"time/{name}"] for row in log]) for name in SPEEDS}
 
 
 def first_reaching(rows: Sequence[Mapping[str, float]], limit: float | None) -> int | None:

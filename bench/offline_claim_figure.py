@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from statewise.bench.claim_checks import SCORE, Check, Rows
+from statewise.bench.claim_checks import Check, Rows
+from statewise.bench.claim_metrics import Measure
 from statewise.bench.claim_table import NOT_RUN
 from statewise.bench.claims import Claim
 from statewise.training.plot import COLORS
@@ -36,13 +37,13 @@ def draw_seeds(claim: Claim, rows: Rows, seeds: Sequence[int], path: Path) -> No
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    metrics = claim.metrics() or (SCORE,)
-    size = (NAMES + PANEL * len(metrics), HEAD + LINE * len(claim.arms))
+    measures = claim.measures() or (Measure(),)
+    size = (NAMES + PANEL * len(measures), HEAD + LINE * len(claim.arms))
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    for axes, metric in zip(panels, metrics, strict=True):
-        _draw_metric(axes, claim, metric, rows, seeds)
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for axes, measure in zip(panels, measures, strict=True):
+        _draw_measure(axes, claim, measure, rows, seeds)
     panels[0].set_yticks(range(len(claim.arms)), [arm.name for arm in claim.arms])
     panels[0].invert_yaxis()
     figure.suptitle(claim.title)
@@ -64,10 +65,12 @@ def _data_names(claim: Claim) -> list[str]:
     return list(dict.fromkeys(arm.data.name for arm in claim.arms if arm.data is not None))
 
 
-def _draw_metric(axes: "Axes", claim: Claim, metric: str, rows: Rows, seeds: Sequence[int]) -> None:
+def _draw_measure(
+    axes: "Axes", claim: Claim, measure: Measure, rows: Rows, seeds: Sequence[int]
+) -> None:
     sets = _data_names(claim)
     for line, arm in enumerate(claim.arms):
-        found = [rows[arm.name, seed][metric] for seed in seeds if (arm.name, seed) in rows]
+        found = [rows[arm.name, seed][measure.column] for seed in seeds if (arm.name, seed) in rows]
         values = [value for value in found if value is not None]
         if not found:
             axes.annotate(
@@ -88,10 +91,10 @@ def _draw_metric(axes: "Axes", claim: Claim, metric: str, rows: Rows, seeds: Seq
         axes.plot(values, [line] * len(values), "o", color=color, markersize=4)
     for check in claim.checks:
         limit = _limit(check, rows, seeds)
-        if check.metric == metric and limit is not None:
+        if check.measure == measure and limit is not None:
             line = [arm.name for arm in claim.arms].index(check.arm)
             axes.plot([limit, limit], [line + LOW, line + HIGH], ":", color="black", linewidth=1.5)
-    axes.set_xlabel(metric.replace("_", " "))
+    axes.set_xlabel(measure.column.replace("_", " "))
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -100,8 +103,11 @@ def _draw_metric(axes: "Axes", claim: Claim, metric: str, rows: Rows, seeds: Seq
 
 def _limit(check: Check, rows: Rows, seeds: Sequence[int]) -> float | None:
     """Return where a limit is drawn, None where the arm it is measured from has no runs."""
-    if check.over is None:
+    if check.other is None:
         return check.limit
-    found = [rows[check.over, seed][check.metric] for seed in seeds if (check.over, seed) in rows]
+    column = check.measure.column
+    found = [rows[check.other, seed][column] for seed in seeds if (check.other, seed) in rows]
     values = [value for value in found if value is not None]
-    return fmean(values) + check.limit if values else None
+    if not values:
+        return None
+    return fmean(values) + check.limit if check.over else fmean(values) * check.limit

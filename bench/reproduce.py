@@ -6,9 +6,10 @@ from pathlib import Path
 
 from statewise.bench.arm import ClaimRun, find_row
 from statewise.bench.claim_figure import draw_curves
-from statewise.bench.claim_table import table_text
+from statewise.bench.claim_series import draw_series
+from statewise.bench.claim_table import NEVER, table_text
 from statewise.bench.claims import Claim
-from statewise.bench.data_job import data_jobs
+from statewise.bench.data_job import data_jobs, lacking
 from statewise.bench.offline_claim_figure import draw_seeds
 from statewise.bench.pool import Pool
 from statewise.bench.process import Answer
@@ -25,8 +26,9 @@ class Plan:
     arms: tuple[str, ...]  # names; runs of others are not made, but shown if they are there
     root: Path  # of the runs, `<root>/<claim>/<arm>-seed<k>`
     data_root: Path  # of the data sets
-    out: Path  # folder of `<claim>.csv`, `<claim>.png`, and with data `<claim>.md`
+    out: Path  # folder of `<claim>.csv`, `<claim>.png`, and `Claim.has_summary` `<claim>.md`
     workers: int  # runs at a time, each on one thread, >= 1
+    device: str = "cpu"  # of the runs that are made
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Result:
     verdicts: list[str]
     """One line per check."""
     summary: list[str]
-    """A table of the arms, of agents that learn from data."""
+    """A table of the arms, where the claim has one."""
     written: list[Path]
     """The table and the figure, and the summary."""
 
@@ -67,6 +69,10 @@ def reproduce(source: str, claim: Claim, plan: Plan, say: Callable[[str], None])
         if name not in names:
             problem = f"expected arms among {', '.join(names)}, got {name!r}"
             raise ConfigError(f"--arms: {problem}{nearest(name, names)}")
+    absent = lacking(claim, plan.data_root)
+    for folder in dict.fromkeys(folder for arm, folder in absent.items() if arm in plan.arms):
+        of = ", ".join(arm for arm in plan.arms if absent.get(arm) == folder)
+        say(f"no data in {folder}, which this claim does not make: not run: {of}")
     jobs = [
         {
             "kind": "arm",
@@ -76,11 +82,12 @@ def reproduce(source: str, claim: Claim, plan: Plan, say: Callable[[str], None])
             "seed": seed,
             "root": str(plan.root),
             "data_root": str(plan.data_root),
+            "device": plan.device,
             "threads": 1,
         }
         for seed in plan.seeds
         for name in names
-        if name in plan.arms
+        if name in plan.arms and name not in absent
     ]
     pool = Pool(plan.workers)
     try:
@@ -96,12 +103,15 @@ def reproduce(source: str, claim: Claim, plan: Plan, say: Callable[[str], None])
 
 
 def _progress(claim: Claim, row: Answer, total: int) -> str:
-    # Agents that learn from data have no score where the data have no reference returns.
-    score = row["return"] if row["score"] is None else row["score"]
+    if claim.kind == "worlds":
+        values = [(one.column, row[one.column]) for one in claim.measures()]
+        said = "; ".join(f"{name} {NEVER if x is None else f'{x:.4g}'}" for name, x in values)
+    else:
+        # Agents that learn from data have no score where the data have no reference returns.
+        said = f"{row['return'] if row['score'] is None else row['score']:.4f}"
     return (
-        f"{row['arm']}, seed {row['seed']}: {score:.4f} after {row['steps']} "
-        f"{'updates' if claim.has_data else 'steps'}, {row['minutes']:.1f} minutes "
-        f"({total} runs in all)"
+        f"{row['arm']}, seed {row['seed']}: {said} after {row['steps']} {claim.unit}, "
+        f"{row['minutes']:.1f} minutes ({total} runs in all)"
     )
 
 
@@ -115,18 +125,22 @@ def _report(source: str, claim: Claim, plan: Plan) -> Result:
                 rows[arm.name, seed] = row
     judged = [check.judge(rows, plan.seeds) for check in claim.checks]
     verdicts = [line for _, line in judged]
-    summary = summary_lines(claim, rows, plan.seeds) if claim.has_data else []
+    absent = lacking(claim, plan.data_root)
+    summary = summary_lines(claim, rows, plan.seeds, absent) if claim.has_summary else []
     written = []
     if rows:
         plan.out.mkdir(parents=True, exist_ok=True)
         table, figure = (plan.out / f"{claim.name}.{ending}" for ending in ("csv", "png"))
-        write_atomic(table, table_text(claim, rows, plan.seeds).encode())
+        write_atomic(table, table_text(claim, rows, plan.seeds, absent).encode())
         written = [table, figure]
-        if claim.has_data:
+        if claim.arms[0].series:
+            draw_series(claim, rows, plan.seeds, figure)
+        elif claim.kind == "policies":
             draw_seeds(claim, rows, plan.seeds, figure)
+        else:
+            draw_curves(claim, rows, plan.root, figure)
+        if claim.has_summary:
             page = plan.out / f"{claim.name}.md"
             write_atomic(page, document(source, claim, summary, verdicts).encode())
             written.append(page)
-        else:
-            draw_curves(claim, rows, plan.root, figure)
     return Result(list(rows.values()), all(ok for ok, _ in judged), verdicts, summary, written)

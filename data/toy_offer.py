@@ -3,6 +3,8 @@
 It belongs to `statewise/DelayedOffer-v0`; see `data.toys` for the others.
 """
 
+import math
+
 import numpy as np
 
 from statewise.data.dataset import EpisodeDataset
@@ -10,7 +12,7 @@ from statewise.data.episode import ArraySpec, DatasetInfo
 from statewise.data.errors import DataConfigError
 from statewise.data.toys import box, check_counts, dataset_of
 
-OFFER_AMP, SHORTEST_OFFER = 4.0, 2
+OFFER_AMP, BRIGHT_OFFER, SHORTEST_OFFER = 4.0, 20.0, 2
 
 
 def delayed_offer(
@@ -19,6 +21,7 @@ def delayed_offer(
     length: int = 10,
     low: int | None = None,
     takes: float = 0.5,
+    amp: float = OFFER_AMP,
     seed: int = 0,
 ) -> EpisodeDataset:
     """Return episodes of DelayedOffer with random actions: nothing depends on the cue.
@@ -28,6 +31,7 @@ def delayed_offer(
         length: steps between cue and question, >= 1.
         low: None: all wait `length` steps; else delays are uniform in low .. length, >= 2.
         takes: in [0, 1], probability that the offer is taken.
+        amp: size of the cue, > 0.
         seed: of numpy's generator, >= 0.
 
     Raises:
@@ -35,10 +39,11 @@ def delayed_offer(
     """
     check_counts(num_episodes=num_episodes, length=length)
     shortest = length if low is None else low
-    if not (low is None or SHORTEST_OFFER <= low <= length) or not 0 <= takes <= 1:
+    is_ordered = low is None or SHORTEST_OFFER <= low <= length
+    if not is_ordered or not 0 <= takes <= 1 or not 0 < amp < math.inf:
         problem = (
-            f"expected {SHORTEST_OFFER} <= low <= length and takes in [0, 1], got {low}, {length}"
-            f" and {takes}"
+            f"expected {SHORTEST_OFFER} <= low <= length, takes in [0, 1] and a finite amp > 0, got"
+            f" {low}, {length}, {takes} and {amp}"
         )
         raise DataConfigError(problem, key="low")
     generator = np.random.default_rng(seed)
@@ -49,14 +54,14 @@ def delayed_offer(
     every, is_taken = np.arange(num_episodes), generator.uniform(size=num_episodes) < takes
     actions[every, delay] = np.where(is_taken, 0, 1)
     obs = np.zeros((num_episodes, length + 2, 4), np.float32)
-    obs[every, 0, cue] = OFFER_AMP
+    obs[every, 0, cue] = amp
     obs[:, :-1, 2] = noise * (np.arange(length + 1) <= delay[:, None])
     obs[every, delay, 3] = 1
     rewards = np.zeros((num_episodes, length + 1), np.float32)
     rewards[every, delay] = np.where(is_taken, 1 - 2 * cue, 0)
     info = DatasetInfo(
         env_id="statewise/DelayedOffer-v0",
-        obs_specs={"obs": box([0, 0, -1, 0], [OFFER_AMP, OFFER_AMP, 1, 1])},
+        obs_specs={"obs": box([0, 0, -1, 0], [amp, amp, 1, 1])},
         action_spec=ArraySpec(shape=(), dtype="int64", num_choices=(2,)),
         max_episode_steps=length + 1,
         ref_min=0.0,
@@ -66,6 +71,7 @@ def delayed_offer(
             "length": length,
             "low": shortest,
             "takes": takes,
+            "amp": amp,
             "seed": seed,
         },
     )

@@ -59,6 +59,22 @@ TINY_ON_DATA = [
     "--eval.num-envs",
     "2",
 ]
+TINY_WORLD = [
+    "--total-steps",
+    "40",
+    "--env.num-envs",
+    "2",
+    "--windows.batch-size",
+    "2",
+    "--windows.length",
+    "4",
+    "--windows.train-ratio",
+    "1",
+    "--windows.prefill",
+    "24",
+    "--eval.every-steps",
+    "0",
+]
 RUNS = {
     "runs/ppo-repeat_previous_easy-1": ["ppo/repeat_previous_easy"],
     "runs/ppo-cartpole-1": ["ppo/cartpole"],
@@ -67,6 +83,7 @@ RUNS = {
         "--data",
         "datasets/pendulum/full-replay.hdf5",
     ],
+    "runs/r2i-delayed_offer-1": ["r2i/delayed_offer"],
 }
 TOOLS = {"mypy", "pre-commit", "python", "ruff"}  # other documents may call these, too
 # A call of the program in a recipe, and the variable of the shell that takes what it prints.
@@ -78,6 +95,8 @@ def with_tiny_settings(words: list[str]) -> list[str]:
     """Let training be short; the help and a resumed run take no settings."""
     if {"--resume", "--help"} & set(words):
         return words
+    if words[1].startswith("r2i/"):
+        return [*words, *TINY_WORLD]
     return [*words, *(TINY_ON_DATA if "--data" in words else TINY)]
 
 
@@ -144,6 +163,7 @@ SHRINK: dict[str, Callable[[list[str]], list[str]]] = {
     "eval": with_few_episodes,
     "finetune": with_few_steps,
     "plot": as_it_is,
+    "imagine": as_it_is,
     "export": as_it_is,
     "list": as_it_is,
     "doctor": as_it_is,

@@ -61,6 +61,8 @@ class Toy(NamedTuple):
     levels: dict[str, Callable[..., EpisodeDataset]]
     length: int | None = None
     """Length of its environment by default; None where that has none."""
+    length_kwarg: str = "length"
+    """What its environment calls that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +107,15 @@ TOYS: dict[str, Toy] = {
             "random": toy_offer.delayed_offer,
             "take": partial(toy_offer.delayed_offer, takes=1.0),
             "mixed": partial(toy_offer.delayed_offer, low=toy_offer.SHORTEST_OFFER),
+            "take-bright": partial(toy_offer.delayed_offer, takes=1.0, amp=toy_offer.BRIGHT_OFFER),
+            "mixed-bright": partial(
+                toy_offer.delayed_offer,
+                low=toy_offer.SHORTEST_OFFER,
+                amp=toy_offer.BRIGHT_OFFER,
+            ),
         },
         length=10,
+        length_kwarg="delay",
     ),
     "distracting-hallway": Toy(
         "statewise/DistractingHallway-v0",
@@ -115,6 +124,7 @@ TOYS: dict[str, Toy] = {
             "mixed": partial(toys.distracting_hallway, low=toys.NARROWEST),
         },
         length=100,
+        length_kwarg="width",
     ),
     "multi-doors-keys": Toy(
         "statewise/MultiDoorsKeys-v0",

@@ -150,9 +150,12 @@ def parse_words(
         read: reads a word whose field has no type, below `env.kwargs`.
 
     Raises:
-        ConfigError: the path is a group of fields, or the number of words is wrong.
+        ConfigError: the path is a group of fields, which takes {} alone, or the number of words
+            is wrong.
     """
     annotation = _without_none(annotation) if list(words) != ["none"] else annotation
+    if dataclasses.is_dataclass(annotation) and list(words) == ["{}"]:
+        return {}  # back to its defaults
     if dataclasses.is_dataclass(annotation):
         names = ", ".join(f"--{path}.{entry.name}" for entry in dataclasses.fields(annotation))
         raise ConfigError(f"{path}: expected one of its fields, got the group: write {names}")

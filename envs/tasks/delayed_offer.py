@@ -19,6 +19,7 @@ from statewise.envs.protocol import Bools, EnvError
 from statewise.envs.tasks.task import TaskEnv, TaskVectorEnv
 
 Mode = Literal["fixed", "mixed"]
+Pays = Literal["offer", "decision"]
 
 TAKE, LEAVE = range(2)
 SHORTEST = 2  # delay of mode "mixed"
@@ -40,17 +41,26 @@ class DelayedOfferVector(TaskVectorEnv):
         delay: k, >= 1; >= 2 where it is mixed.
         mode: "fixed": d = k; "mixed": d is uniform in 2 .. k, drawn anew for each episode.
         amp: size of the cue, > 0 and finite.
+        pays: "offer": as above; "decision": 1 with the decision if it was right, else 0. Of an
+            evaluation the mean return is then the share of right decisions, whatever the cues.
 
     Raises:
         EnvError: an argument is out of range.
     """
 
     def __init__(
-        self, num_envs: int = 1, *, delay: int = 10, mode: Mode = "fixed", amp: float = 4.0
+        self,
+        num_envs: int = 1,
+        *,
+        delay: int = 10,
+        mode: Mode = "fixed",
+        amp: float = 4.0,
+        pays: Pays = "offer",
     ) -> None:
-        if mode not in get_args(Mode):
-            allowed = " or ".join(get_args(Mode))
-            raise EnvError(f"expected mode {allowed}, got {mode!r} in DelayedOffer")
+        for name, value, known in (("mode", mode, Mode), ("pays", pays, Pays)):
+            if value not in get_args(known):
+                allowed = " or ".join(get_args(known))
+                raise EnvError(f"expected {name} {allowed}, got {value!r} in DelayedOffer")
         shortest = SHORTEST if mode == "mixed" else 1
         if delay < shortest:
             raise EnvError(
@@ -58,7 +68,7 @@ class DelayedOfferVector(TaskVectorEnv):
             )
         if not 0 < amp < math.inf:
             raise EnvError(f"expected a finite amp > 0, got {amp} in DelayedOffer")
-        self.delay, self.amp = delay, amp
+        self.delay, self.amp, self._pays = delay, amp, pays
         self._shortest = SHORTEST if mode == "mixed" else delay
         self._rows = np.arange(num_envs)
         arrays: dict[str, NDArray[Any]] = {
@@ -86,7 +96,10 @@ class DelayedOfferVector(TaskVectorEnv):
         taken, is_good = action == TAKE, self.arrays["cue"] == 0
         self.arrays["success"][:] = taken == is_good
         self.arrays["steps"] += 1
-        reward = np.where(asked & taken, np.where(is_good, 1, -1), 0)
+        worth = np.where(taken, np.where(is_good, 1, -1), 0)
+        if self._pays == "decision":
+            worth = self.arrays["success"]
+        reward = np.where(asked, worth, 0)
         return reward.astype(np.float32), asked
 
     def observe(self) -> NDArray[np.float32]:
@@ -107,5 +120,12 @@ class DelayedOfferVector(TaskVectorEnv):
 class DelayedOffer(TaskEnv):
     """One episode of `DelayedOfferVector` at a time."""
 
-    def __init__(self, *, delay: int = 10, mode: Mode = "fixed", amp: float = 4.0) -> None:
-        super().__init__(DelayedOfferVector(delay=delay, mode=mode, amp=amp))
+    def __init__(
+        self,
+        *,
+        delay: int = 10,
+        mode: Mode = "fixed",
+        amp: float = 4.0,
+        pays: Pays = "offer",
+    ) -> None:
+        super().__init__(DelayedOfferVector(delay=delay, mode=mode, amp=amp, pays=pays))

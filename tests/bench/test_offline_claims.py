@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from statewise.bench.claim_checks import Check, known_metrics
+from statewise.bench.claim_checks import Check
+from statewise.bench.claim_metrics import Measure, measurable
 from statewise.bench.claim_table import OFFLINE_COLUMNS, table_text
 from statewise.bench.claims import load_claim
 from statewise.bench.offline_arm import acting_network, core_of, first_reaching, metrics_of
@@ -20,7 +21,7 @@ from statewise.training.schema import ConfigError
 from tests.bench.offline_claims import loaded, plain_claim, write
 from tests.training import offline_cases as cases
 
-FROM_DATA = ("delayed_cue", "offline_pendulum", "rtg_dial")
+FROM_DATA = ("delayed_cue", "offline_mujoco", "offline_pendulum", "rtg_dial")
 
 
 def target(asked: float | None, got: float, score: float | None = None) -> dict[str, Any]:
@@ -67,14 +68,14 @@ def test_an_arm_reads_its_levels_in_order_from_the_folder_of_data_make(tmp_path:
 @pytest.mark.parametrize("name", FROM_DATA)
 def test_claims_of_the_package_ask_for_returns_at_three_seeds(name: str) -> None:
     claim = load_claim(name)
-    assert claim.has_data
+    assert claim.kind == "policies"
     assert len(claim.seeds) >= 3
     assert 0 not in claim.seeds  # on which the presets were tuned
     for arm in claim.arms:
         config = arm.config(1)
         assert isinstance(config, OfflineTrainConfig)
         assert arm.data is not None
-        assert config.env.id == arm.data.env_id
+        assert config.env.id in ("", arm.data.env_id)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,10 @@ def test_claims_of_the_package_ask_for_returns_at_three_seeds(name: str) -> None
         (lambda c: c["data"]["dial"].update(levels=["best"]), "data.dial: data make: expected l"),
         (lambda c: c["data"].update(x={"make": "hoper"}), "data.x: data make: expected --steps"),
         (lambda c: c["data"].update(x={"make": "pendulum", "length": 3}), "expected no --length"),
+        (
+            lambda c: c["data"]["dial"].update(if_missing="wait"),
+            "data.dial.if_missing: expected one",
+        ),
         (lambda c: c["arms"][0].update(data="dail"), "arms.0.data: expected one of dial, got 'da"),
         (lambda c: c.pop("data"), "arms.0.data: expected one of (the file has no data), got"),
         (lambda c: c["arms"][1].pop("data"), "arms.1.data: expected the name of what bc/pend"),
@@ -102,7 +107,8 @@ def test_claims_of_the_package_ask_for_returns_at_three_seeds(name: str) -> None
         ),
         (
             lambda c: c["arms"].append({"name": "x", "preset": "ppo/cartpole"}),
-            "arms: expected agents that all learn from data, or none, got both",
+            "arms: expected arms of one kind, got agents that learn from data and agents that"
+            " learn in their environment",
         ),
         (
             lambda c: c["arms"][0]["overrides"].update({"data.paths": ["x"]}),
@@ -112,11 +118,12 @@ def test_claims_of_the_package_ask_for_returns_at_three_seeds(name: str) -> None
         (lambda c: c["checks"][0].update(metric="mean"), "checks.0.metric: expected one of retur"),
         (
             lambda c: c["checks"][1].update(metric="spread"),
-            "checks.1.metric: expected one of return, score, which bc has, got 'spread'",
+            "checks.1.metric: expected one of return, score, eval/return_mean, eval/score, which bc"
+            " has, got 'spread'",
         ),
         (
             lambda c: c["arms"][0]["overrides"].update({"eval.targets": [4.0]}),
-            "checks.2.metric: expected one of return, score, relative_error, which s4 has, got",
+            "checks.2.metric: expected one of return, score, relative_error, eval/return_mean, ",
         ),
         (lambda c: c.update(reached="x"), "reached: expected a number, got 'x'"),
         (
@@ -141,7 +148,7 @@ def test_agents_that_learn_in_their_environment_have_no_other_metric(tmp_path: P
     value = plain_claim()
     value["arms"] = [{"name": "s5", "preset": "ppo/cartpole"}]
     value["checks"] = [{"arm": "s5", "statistic": "min", "at_least": 0, "metric": "return"}]
-    with pytest.raises(ConfigError, match=r"metric: expected one of score, which s5 has"):
+    with pytest.raises(ConfigError, match=r"metric: expected one of score, rollout/ep_rew_mean"):
         loaded(tmp_path, value)
     value["checks"][0].pop("metric")
     with pytest.raises(ConfigError, match=r"reached: expected agents that learn from data"):
@@ -153,12 +160,13 @@ def test_agents_that_learn_in_their_environment_have_no_other_metric(tmp_path: P
 def test_what_can_be_checked_depends_on_the_targets(tmp_path: Path) -> None:
     claim = loaded(tmp_path, plain_claim())
     config = claim.arm("s4").config(1)
-    assert known_metrics(config) == ("return", "score", "spread", "spearman", "relative_error")
+    every = ("return", "score", "spread", "spearman", "relative_error")
+    assert measurable(config).evaluated == every
     assert isinstance(config, OfflineTrainConfig)
     zero = replace(config, eval=replace(config.eval, targets=(3.0, 0.0)))  # type: ignore[call-arg]
-    assert known_metrics(zero) == ("return", "score", "spread", "spearman")
-    assert known_metrics(claim.arm("bc").config(1)) == ("return", "score")
-    assert claim.metrics() == ("return", "spearman")
+    assert measurable(zero).evaluated == ("return", "score", "spread", "spearman")
+    assert measurable(claim.arm("bc").config(1)).evaluated == ("return", "score")
+    assert claim.measures() == (Measure("return"), Measure("spearman"))
 
 
 # --- numbers
@@ -228,7 +236,7 @@ ROWS = {("a", 1): {"score": 5.0, "spread": 2.0}, ("a", 2): {"score": 7.0, "sprea
             "PASS  a over b: max of 2 seeds 6.0000, claimed < 6.5",
         ),
         (
-            Check("a", "mean", "at_most", 2, metric="spread"),
+            Check("a", "mean", "at_most", 2, Measure("spread")),
             (1, 2),
             "PASS  a, spread: mean of 2 seeds 1.5000, claimed <= 2",
         ),
@@ -238,7 +246,7 @@ ROWS = {("a", 1): {"score": 5.0, "spread": 2.0}, ("a", 2): {"score": 7.0, "sprea
             "NOT RUN  a over b: 2 of 6 runs are missing",
         ),
         (
-            Check("b", "min", "at_least", 0, metric="spread"),
+            Check("b", "min", "at_least", 0, Measure("spread")),
             (1, 2),
             "FAIL  b, spread: no spread: the data have no reference returns",
         ),

@@ -89,6 +89,7 @@ def test_the_ids_reach_the_vector_environments(name: str) -> None:
         lambda: DelayedOffer(delay=0),
         lambda: DelayedOffer(delay=1, mode="mixed"),
         lambda: DelayedOffer(mode="random"),  # type: ignore[arg-type]
+        lambda: DelayedOffer(pays="cue"),  # type: ignore[arg-type]
         lambda: DelayedOffer(amp=0),
         lambda: DelayedOffer(amp=float("inf")),
         lambda: DelayedOffer(amp=float("nan")),
@@ -129,6 +130,12 @@ def test_only_the_action_at_the_question_decides(delay: int) -> None:
     assert found.reward[:-1].tolist() == [[0] * 4] * delay
     assert found.reward[-1].tolist() == [1, 0, -1, 0]
     assert found.success.tolist() == [True, False, False, True]
+    judged = DelayedOfferVector(4, delay=delay, pays="decision")
+    judged.reset(seed=0)
+    judged.arrays["cue"][:] = cue
+    found = play(judged, judged.observe(), lambda _, t: action if t == delay else 1 - action)
+    assert found.reward[:-1].tolist() == [[0] * 4] * delay
+    assert found.reward[-1].tolist() == found.success.tolist()
 
 
 @pytest.mark.parametrize("mode", ["fixed", "mixed"])
