@@ -12,7 +12,7 @@ from statewise.bench.claims import Claim
 from statewise.bench.data_job import data_jobs, lacking
 from statewise.bench.offline_claim_figure import draw_seeds
 from statewise.bench.pool import Pool
-from statewise.bench.process import Answer
+from statewise.bench.process import Answer, Job
 from statewise.bench.summary import document, summary_lines
 from statewise.training.run import RunError, write_atomic
 from statewise.training.schema import ConfigError, nearest
@@ -73,33 +73,46 @@ def reproduce(source: str, claim: Claim, plan: Plan, say: Callable[[str], None])
     for folder in dict.fromkeys(folder for arm, folder in absent.items() if arm in plan.arms):
         of = ", ".join(arm for arm in plan.arms if absent.get(arm) == folder)
         say(f"no data in {folder}, which this claim does not make: not run: {of}")
-    jobs = [
-        {
-            "kind": "arm",
-            "system": f"{claim.name}, {name}, seed {seed}",
-            "claim": source,
-            "arm": name,
-            "seed": seed,
-            "root": str(plan.root),
-            "data_root": str(plan.data_root),
-            "device": plan.device,
-            "threads": 1,
-        }
+    wanted = [
+        ClaimRun(claim, claim.arm(name), seed, plan.root, plan.data_root, plan.device)
         for seed in plan.seeds
         for name in names
         if name in plan.arms and name not in absent
     ]
     pool = Pool(plan.workers)
+
+    def tell(row: Answer) -> None:
+        say(_progress(claim, row, len(wanted)))
+
     try:
         pool.run(
             data_jobs(source, claim, plan.arms, plan.data_root),
             lambda made: say(f"{made['folder']}: made {', '.join(made['made']) or 'nothing new'}"),
         )
-        pool.run(jobs, lambda row: say(_progress(claim, row, len(jobs))))
+        rows = [find_row(run) for run in wanted]
+        for row in rows:
+            if row is not None:
+                tell(row)
+        left = [run for run, row in zip(wanted, rows, strict=True) if row is None]
+        pool.run([_job(source, run) for run in left], tell)
     except (KeyboardInterrupt, RunError):
         _report(source, claim, plan)
         raise
     return _report(source, claim, plan)
+
+
+def _job(source: str, run: ClaimRun) -> Job:
+    return {
+        "kind": "arm",
+        "system": f"{run.claim.name}, {run.arm.name}, seed {run.seed}",
+        "claim": source,
+        "arm": run.arm.name,
+        "seed": run.seed,
+        "root": str(run.root),
+        "data_root": str(run.data_root),
+        "device": run.device,
+        "threads": 1,
+    }
 
 
 def _progress(claim: Claim, row: Answer, total: int) -> str:

@@ -84,7 +84,7 @@ def test_data_are_made_once_and_every_run_is_trained_once(
     kinds = [(job["kind"], job.get("arm"), job.get("seed")) for job in begun]
     bc = [("arm", "bc", 1), ("arm", "bc", 2)]
     s4 = [("arm", "s4", 1), ("arm", "s4", 2)]
-    assert kinds == [("data", None, None), *bc, s4[0], bc[0], s4[1], bc[1]]
+    assert kinds == [("data", None, None), *bc, *s4]  # those of bc are found
     [folder] = (place.folder / "sets").iterdir()
     dataset = load_dataset(folder / "mixed.hdf5")
     assert (len(dataset), dataset.lengths.tolist()) == (3, [5, 5, 5])
@@ -138,7 +138,7 @@ def test_a_second_call_makes_nothing_and_the_order_does_not_matter(
     monkeypatch.setattr(arm, "run_training", None)
     monkeypatch.setattr(arm, "evaluate_run", None)
     assert cli.reproduce(place.words("--arms", "s4")) == 1
-    assert {job["kind"] for job in begun} == {"arm"}
+    assert not begun
     assert place.tables() == before
     assert {path: path.stat().st_mtime_ns for path in files} == stamps
 
