@@ -10,6 +10,8 @@ Each belongs to an environment `statewise/<Name>-v0` on which a policy can be ev
 constants here are those of the environments with their default arguments.
 """
 
+from math import comb
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -144,14 +146,15 @@ def double_integrator(
 def distracting_hallway(
     num_episodes: int = 2000, *, length: int = 100, low: int | None = None, seed: int = 0
 ) -> EpisodeDataset:
-    """Return episodes of DistractingHallway: walk to the end, then take a side at random.
+    """Return episodes of DistractingHallway: walk to the end, wait, take a side at random.
 
     No action depends on the kind, and the last reward, 1 or 0, only on kind and side.
 
     Args:
         num_episodes: >= 1.
         length: width of the hallway in columns, >= 2; an episode has 4 steps more.
-        low: None: all are `length` wide; else widths are uniform in low .. length, >= 2.
+        low: None: all are `length` wide, and nobody waits; else an episode has n + 4 steps, n
+            uniform in low .. length, and widths are uniform in low .. n, low >= 2.
         seed: of numpy's generator, >= 0.
 
     Raises:
@@ -164,21 +167,21 @@ def distracting_hallway(
         raise DataConfigError(problem, key="low" if low is not None else "length")
     generator = np.random.default_rng(seed)
     kind = generator.integers(2, size=num_episodes)
-    width = generator.integers(narrowest, length + 1, size=num_episodes)
+    time = generator.integers(narrowest, length + 1, size=num_episodes)
+    width = generator.integers(narrowest, time + 1)
     sides = generator.integers(2, size=(num_episodes, length))
     choice = generator.integers(UP, DOWN + 1, size=num_episodes)
-    obs, end = _hallway_views(kind, width, sides), ROOM + width
+    obs, last = _hallway_views(kind, width, time, sides), ROOM + time
     actions = np.full((num_episodes, ROOM + length + 1), WALK)
     rewards = np.zeros(actions.shape, np.float32)
     every = np.arange(num_episodes)
-    actions[every, end], rewards[every, end] = choice, choice == UP + kind
-    widths = np.arange(narrowest, length + 1, dtype=np.float64)
+    actions[every, last], rewards[every, last] = choice, choice == UP + kind
     info = DatasetInfo(
         env_id="statewise/DistractingHallway-v0",
         obs_specs={"obs": box([0] * obs.shape[2], [1] * obs.shape[2])},
         action_spec=ArraySpec(shape=(), dtype="int64", num_choices=(3,)),
         max_episode_steps=ROOM + length + 1,
-        ref_min=float((3.0 ** -(ROOM + widths + 1)).mean()),
+        ref_min=random_hallway(narrowest, length),
         ref_max=1.0,
         generator={
             "made_by": "distracting_hallway",
@@ -187,7 +190,22 @@ def distracting_hallway(
             "seed": seed,
         },
     )
-    return dataset_of(obs, actions, rewards, info, ends="terminated", steps=end + 1)
+    return dataset_of(obs, actions, rewards, info, ends="terminated", steps=last + 1)
+
+
+def random_hallway(low: int, length: int) -> float:
+    """Return the expected return of random actions in DistractingHallway.
+
+    At least w + 3 of the n + 3 actions before the choice have to walk, one of three is right:
+    the mean of P(Binomial(n + 3, 1/3) >= w + 3) / 3 over n and w.
+    """
+    total = 0.0
+    for time in range(low, length + 1):
+        trials = ROOM + time
+        chances = [comb(trials, k) * 2 ** (trials - k) / 3**trials for k in range(trials + 1)]
+        arrived = [sum(chances[ROOM + width :]) for width in range(low, time + 1)]
+        total += sum(arrived) / len(arrived) / 3
+    return total / (length + 1 - low)
 
 
 def multi_doors_keys(
@@ -348,13 +366,17 @@ def _simulate(
 
 
 def _hallway_views(
-    kind: NDArray[np.int64], width: NDArray[np.int64], sides: NDArray[np.int64]
+    kind: NDArray[np.int64],
+    width: NDArray[np.int64],
+    time: NDArray[np.int64],
+    sides: NDArray[np.int64],
 ) -> Array:
     """Return what a walker sees, (E, longest + 5, 75) float32, zeros once it has chosen.
 
     Args:
         kind: (E,) 0 or 1, channel of the kind.
         width: (E,) columns of the hallway.
+        time: (E,) at least as many; the choice is the action after 3 + time others.
         sides: (E, longest) 0 or 1: where the distractor of a column lies, up or down.
     """
     count, longest = sides.shape
@@ -369,11 +391,10 @@ def _hallway_views(
     world[every, SIGHT + end, 3:, 1] = 1
     seen = np.lib.stride_tricks.sliding_window_view(world, 2 * SIGHT + 1, axis=1)
     views = seen.transpose(0, 1, 2, 4, 3)  # (E, x, row, column, channel)
-    rows = ROOM + longest + 2
-    obs = np.zeros((count, rows, 5, 2 * SIGHT + 1, 3), np.float32)
-    obs[:, :-1] = views
-    obs[np.arange(rows) > end[:, None]] = 0
-    return obs.reshape(count, rows, -1)
+    rows = np.arange(ROOM + longest + 2)
+    obs = views[every[:, None], np.minimum(rows, end[:, None])]
+    obs[rows > ROOM + time[:, None]] = 0
+    return obs.reshape(count, len(rows), -1)
 
 
 def _play_keys(

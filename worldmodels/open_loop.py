@@ -25,6 +25,7 @@ from statewise.ssm.protocol import Cache, State
 from statewise.ssm.state import detach
 from statewise.worldmodels.entries import Entry
 from statewise.worldmodels.model import Imagined, WorldModel
+from statewise.worldmodels.state import masked
 
 MOST_VALUES = 16  # distinct final rewards, beyond which none is nearest in a sense that says much
 
@@ -52,12 +53,14 @@ class Rest(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Errors of decoded observations, (B, H) each, by entry."""
+    """Errors of decoded observations, (B, H) each but for the last, by entry."""
 
     loss: dict[str, Tensor]
     """In the units of the decoder's loss."""
     mse: dict[str, Tensor]
     """Mean squares in the units of the observation; pictures in [0, 1], indices one-hot."""
+    numbers: dict[str, Tensor]
+    """(B, H, width) their squares, of vectors of numbers alone."""
 
 
 class Measured(NamedTuple):
@@ -225,11 +228,16 @@ class OpenLoop:
             key: mean_square(self.world.decoder.entries[key], predicted[key], obs[key])
             for key in loss
         }
-        mask = self.rest.mask
+        numbers = {
+            key: (predicted[key] - widened(obs[key])).square()
+            for key in loss
+            if self.world.decoder.entries[key].kind == "numbers" and obs[key].dim() == 3
+        }
+        gone = ~self.rest.mask
         return Errors(
             *(
-                {key: torch.where(mask, x, x.new_zeros(())) for key, x in each.items()}
-                for each in (loss, mse)
+                {key: masked(x, x.new_zeros(()), gone) for key, x in each.items()}
+                for each in (loss, mse, numbers)
             )
         )
 
@@ -296,16 +304,20 @@ def summarize_errors(parts: list[Errors], masks: list[Tensor]) -> dict[str, Any]
     """Return means over all rows, and per step, of errors as numbers and lists.
 
     `loss` is the sum over the entries; the mean squares of different entries are not added.
+    `mse_per_number` are those of each number of a vector.
     """
     mask = _columns(masks)
     num, per_step = int(mask.sum()), mask.sum(0)
     entries: dict[str, Any] = {}
     for key in parts[0].loss:
         entry = entries[key] = {}
-        for name in Errors._fields:
+        for name in ("loss", "mse"):
             rows = _columns([getattr(part, name)[key] for part in parts]).double()
             entry[name] = float(rows.sum() / num)
             entry[f"{name}_per_step"] = (rows.sum(0) / per_step).tolist()
+        if key in parts[0].numbers:
+            sums = [part.numbers[key].double().sum((0, 1)) for part in parts]
+            entry["mse_per_number"] = (torch.stack(sums).sum(0) / num).tolist()
     return {"loss": sum(entry["loss"] for entry in entries.values()), "entries": entries}
 
 

@@ -13,7 +13,10 @@ hallway passes by. The environment of the data set `data.toys.distracting_hallwa
 
 Deviations: one dimension; the view is one-hot, not codes of objects and colours; the kind fills
 a whole room, so that it is seen in several rows and has its share in the reconstruction; at the
-end A always lies up and B down, so that the reward depends on two things, not three.
+end A always lies up and B down, so that the reward depends on two things, not three; widths may
+vary, and who is early waits at the end. Without the wait a model cannot imagine such episodes:
+nothing that is seen first says when the end will come, and an end that is imagined at another
+step than that of the choice would be like nothing that was ever seen.
 """
 
 from typing import Any
@@ -33,23 +36,24 @@ NARROWEST = SIGHT  # so that the kind is out of sight at the end
 
 
 class DistractingHallwayVector(TaskVectorEnv):
-    """N episodes of w + 4 steps; actions 0 walk, 1 up, 2 down.
+    """N episodes of n + 4 steps in a hallway of w <= n columns; actions 0 walk, 1 up, 2 down.
 
-    The walker starts in column 0. Walking leads on by one column, up to column w + 3; up and
-    down lead nowhere before the last step. Observation (75,) float32, 0 or 1: 5 rows (up to
-    down) x 5 columns (two behind to two ahead of the walker) x 3 channels (kind A, kind B,
-    distractor), flattened in this order; fields without anything are 0 0 0. Who walks sees the
-    kind in rows 0 .. 4 of the episode. The terminal row is all zeros. Reward: 1 if the last step
-    takes, in column w + 3, the side of the kind (A up, B down); 0 otherwise and before. Best
-    return 1; a walker without memory 0.5; random actions 3^-(w + 4).
+    The walker starts in column 0. Walking leads on by one column, up to column w + 3, where it
+    waits; up and down lead nowhere before the last step, which is the choice. Observation (75,)
+    float32, 0 or 1: 5 rows (up to down) x 5 columns (two behind to two ahead of the walker) x 3
+    channels (kind A, kind B, distractor), flattened in this order; fields without anything are
+    0 0 0. Who walks sees the kind in rows 0 .. 4 of the episode. The terminal row is all zeros.
+    Reward: 1 if the last step takes, in column w + 3, the side of the kind (A up, B down); 0
+    otherwise and before. Best return 1; a walker without memory 0.5; random actions
+    P(n + 3 trials of 1/3 succeed w + 3 times or more) / 3, which is 3^-(w + 4) where n = w.
 
     The info of the last step has `success`: the right side was taken.
 
     Args:
         num_envs: N.
-        width: w, columns of the hallway, >= 2.
-        low: None: w = `width`; else w is uniform in low .. width, drawn anew for each episode,
-            2 <= low <= width.
+        width: n and w, columns of the hallway, >= 2.
+        low: None: n = w = `width`; else n is uniform in low .. width and w in low .. n, drawn
+            anew for each episode, 2 <= low <= width.
 
     Raises:
         EnvError: a number out of range.
@@ -63,7 +67,8 @@ class DistractingHallwayVector(TaskVectorEnv):
                 " in DistractingHallway"
             )
         arrays: dict[str, NDArray[Any]] = {
-            name: np.zeros(num_envs, dtype=np.int64) for name in ("kind", "width", "x", "steps")
+            name: np.zeros(num_envs, dtype=np.int64)
+            for name in ("kind", "width", "time", "x", "steps")
         }
         arrays["sides"] = np.zeros((num_envs, width), dtype=np.int64)
         arrays["success"] = np.zeros(num_envs, dtype=bool)
@@ -71,19 +76,21 @@ class DistractingHallwayVector(TaskVectorEnv):
         super().__init__(num_envs, box, spaces.Discrete(3), arrays)
 
     def start(self, which: NDArray[np.intp]) -> None:
-        """Draw the kind, the width and the distractors."""
+        """Draw the kind, the time, the width and the distractors."""
         self.arrays["x"][which] = self.arrays["steps"][which] = 0
         for index in which:
             generator = self.generators[index]
             self.arrays["kind"][index] = generator.integers(2)
-            self.arrays["width"][index] = generator.integers(self.low, self.width + 1)
+            time = generator.integers(self.low, self.width + 1)
+            self.arrays["time"][index] = time
+            self.arrays["width"][index] = generator.integers(self.low, time + 1)
             self.arrays["sides"][index] = generator.integers(2, size=self.width)
 
     def advance(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], Bools]:
         """Walk; the last action is the choice."""
         x, steps = self.arrays["x"], self.arrays["steps"]
         end = ROOM + self.arrays["width"]
-        terminated = steps >= end
+        terminated = steps >= ROOM + self.arrays["time"]
         side = np.where(self.arrays["kind"] == KIND_UP, UP, DOWN)
         self.arrays["success"][:] = (x == end) & (action == side)
         x += (action == WALK) & (x < end)
@@ -102,7 +109,7 @@ class DistractingHallwayVector(TaskVectorEnv):
         n, j = np.nonzero(columns == end)
         view[n, :SIGHT, j, KIND_UP] = 1
         view[n, SIGHT + 1 :, j, KIND_DOWN] = 1
-        view[self.arrays["steps"] > end[:, 0]] = 0
+        view[self.arrays["steps"] > ROOM + self.arrays["time"]] = 0
         return view.reshape(self.num_envs, -1)
 
     def outcome(self) -> dict[str, NDArray[Any]]:

@@ -25,6 +25,20 @@ def kinds(data: EpisodeDataset) -> Any:
     return first.reshape(-1, 5, 5, 3)[:, 0, 2, 1].astype(np.int64)
 
 
+def widths(data: EpisodeDataset) -> Any:
+    """Return (E,) columns of each hallway: its end, an A above a B, is seen 3 columns behind."""
+    views = [episode.observations["obs"].reshape(-1, 5, 5, 3) for episode in data.episodes()]
+    return np.array([(v[:, 0, 2, 0] * v[:, 4, 2, 1]).argmax() - 3 for v in views])
+
+
+def binomial_chances(trials: int) -> Any:
+    """Return (trials + 1,) the chances of 0, 1, ... successes of 1/3, by convolution."""
+    chances = np.ones(1)
+    for _ in range(trials):
+        chances = np.convolve(chances, [2 / 3, 1 / 3])
+    return chances
+
+
 def prepared(data: EpisodeDataset, name: str) -> Any:
     """Return the environment of a data set before the first step of all its episodes."""
     count, first = len(data), [episode.observations["obs"] for episode in data.episodes()]
@@ -38,10 +52,10 @@ def prepared(data: EpisodeDataset, name: str) -> Any:
     env = DistractingHallwayVector(count, width=int(max(data.lengths)) - 4)
     env.reset(seed=0)
     env.arrays["kind"][:] = kinds(data)
-    env.arrays["width"][:] = data.lengths - 4
-    for n, obs in enumerate(first):
-        inner = obs[3:-2].reshape(-1, 5, 5, 3)[:, 3, 2, 2]  # below the walker, x = 3 .. w + 2
-        env.arrays["sides"][n, : len(inner)] = inner
+    env.arrays["width"][:], env.arrays["time"][:] = widths(data), data.lengths - 4
+    for n, (obs, width) in enumerate(zip(first, env.arrays["width"], strict=True)):
+        inner = obs[3 : 3 + width].reshape(-1, 5, 5, 3)[:, 3, 2, 2]  # below the walker
+        env.arrays["sides"][n, :width] = inner
     return env
 
 
@@ -83,20 +97,29 @@ def test_the_walker_of_the_hallway_takes_either_side_whatever_the_kind(make: Any
     assert np.array_equal(data.returns, last == 1 + kind)
 
 
-def test_widths_of_a_mixed_set_are_uniform() -> None:
-    counts = np.bincount(MIXED(1000).lengths - 4)
-    assert counts[:2].tolist() == [0, 0]
-    assert len(counts) == 7
-    assert ((counts[2:] - 200) ** 2 / 200).sum() < 25  # chi^2, 4 degrees: P < 1e-4
+def test_times_of_a_mixed_set_are_uniform_and_widths_up_to_them() -> None:
+    data = MIXED(1500)
+    counts = np.zeros((7, 7))
+    np.add.at(counts, (data.lengths - 4, widths(data)), 1)
+    n, w = np.indices((7, 7))
+    expected = np.where((w >= 2) & (w <= n), 300 / np.maximum(n - 1, 1), 0)
+    assert not counts[expected == 0].any()
+    chi = ((counts - expected) ** 2)[expected > 0] / expected[expected > 0]
+    assert chi.sum() < 43  # 14 degrees: P < 1e-4
+    assert (widths(HALLWAY(20)) == 5).all()
 
 
 def test_the_references_of_the_hallway_are_those_of_random_and_best_actions() -> None:
-    # two columns: 5 times walking and the right one of three; all of 3^6 sequences are tested
-    # on the environment
+    # n = w = 2: 5 times walking and the right one of three; one step to spare, 13 of 3^7: all
+    # sequences of both are tested on the environment
     assert toys.distracting_hallway(1, length=2).info.ref_min == pytest.approx(3.0**-6)
-    mixed = toys.distracting_hallway(1, length=4, low=2).info
-    assert mixed.ref_min == pytest.approx((3.0**-6 + 3.0**-7 + 3.0**-8) / 3)
+    mixed = toys.distracting_hallway(1, length=3, low=2).info
+    assert mixed.ref_min == pytest.approx((3.0**-6 + (3.0**-7 + 13 * 3.0**-7) / 2) / 2)
     assert mixed.ref_max == 1
+    chances = binomial_chances(53 + 3)
+    long = [chances[w + 3 :].sum() / 3 for w in range(2, 54)]
+    total = toys.random_hallway(2, 53) * 52 - toys.random_hallway(2, 52) * 51
+    assert total == pytest.approx(np.mean(long))
 
 
 def test_the_reference_of_the_doors_is_the_mean_over_all_action_sequences() -> None:
@@ -206,10 +229,11 @@ def test_sizes_out_of_range_are_refused(make: Any) -> None:
         make()
 
 
-@pytest.mark.parametrize("level", [{}, {"low": 2}, {"takes": 1.0}])
+@pytest.mark.parametrize("level", [{}, {"low": 2, "amp": 20.0}, {"takes": 1.0}])
 def test_offers_pay_what_the_cue_says_and_nothing_else_depends_on_it(level: Any) -> None:
     data = delayed_offer(1500, length=6, **level)
-    env = DelayedOfferVector(len(data), delay=6, mode="mixed" if "low" in level else "fixed")
+    mode: Any = "mixed" if "low" in level else "fixed"
+    env = DelayedOfferVector(len(data), delay=6, mode=mode, amp=level.get("amp", 4.0))
     env.reset(seed=0)
     episodes = list(data.episodes())
     cue = np.array([int(e.observations["obs"][0, 1] > 0) for e in episodes])
@@ -236,7 +260,7 @@ def test_offers_pay_what_the_cue_says_and_nothing_else_depends_on_it(level: Any)
     assert len(set(data.lengths)) == (5 if "low" in level else 1)
 
 
-@pytest.mark.parametrize("changes", [{"low": 1}, {"low": 11}, {"takes": 1.5}])
+@pytest.mark.parametrize("changes", [{"low": 1}, {"low": 11}, {"takes": 1.5}, {"amp": 0}])
 def test_offers_out_of_range_are_refused(changes: Any) -> None:
     with pytest.raises(DataConfigError, match="expected 2 <= low"):
         delayed_offer(2, **changes)

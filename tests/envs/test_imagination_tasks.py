@@ -73,6 +73,31 @@ def test_of_all_action_sequences_one_is_paid() -> None:
         assert np.array_equal(np.flatnonzero(found.success), paid)
 
 
+def test_who_is_early_waits_and_only_the_last_step_is_the_choice() -> None:
+    env = DistractingHallwayVector(1, width=5, low=2)
+    env.reset(seed=0)
+    env.arrays["kind"][:], env.arrays["width"][:], env.arrays["time"][:] = 1, 2, 4
+    found = play(
+        env, env.observe(), lambda _, t: np.array([WALK if t in (0, 1, 2, 3, 4) else DOWN])
+    )
+    assert found.ends.tolist() == [8]
+    assert drawn(found.obs[5, 0])[0] == "..A.."
+    for t in (6, 7):
+        assert np.array_equal(found.obs[t], found.obs[5])
+    assert found.reward[:, 0].tolist() == [0] * 7 + [1]
+    assert found.success.all()
+
+
+def test_random_walkers_with_one_step_to_spare_are_paid_thirteen_times_of_3_to_the_7() -> None:
+    # 5 of the 6 steps before the choice have to walk, or all: 6 * 2 + 1
+    actions = np.array(list(product(range(3), repeat=7))).T
+    env = DistractingHallwayVector(3**7, width=3, low=2)
+    env.reset(seed=0)
+    env.arrays["kind"][:], env.arrays["width"][:], env.arrays["time"][:] = 0, 2, 3
+    found = play(env, env.observe(), lambda _, t: actions[t])
+    assert found.reward.sum() == 13
+
+
 def walk_and(sides: Any, env: DistractingHallwayVector) -> Any:
     """Return a policy that walks to the end it sees, then takes a side (N,)."""
 
@@ -89,19 +114,26 @@ def test_who_remembers_the_kind_is_always_right_and_a_fixed_side_half(low: int |
     env = DistractingHallwayVector(400, width=12, low=low)
     first, _ = env.reset(seed=0)
     kind = first.reshape(-1, 5, 5, 3)[:, 0, 2, 1].astype(np.int64)
-    widths = env.arrays["width"].copy()
+    width, time = env.arrays["width"].copy(), env.arrays["time"].copy()
     found = play(env, first, walk_and(UP + kind, env))
     assert found.success.all()
     assert (found.reward.sum(0) == 1).all()
-    assert np.array_equal(found.ends, widths + 4)
+    assert np.array_equal(found.ends, time + 4)
     again, _ = env.reset(seed=0)
     fixed = play(env, again, walk_and(np.full(400, UP), env))
     assert np.array_equal(fixed.success, kind == 0)
     assert fixed.reward.sum(0).mean() == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(400))
-    if low is not None:
-        counts = np.bincount(widths, minlength=13)[2:]
-        assert len(counts) == 11
-        assert ((counts - 400 / 11) ** 2 / (400 / 11)).sum() < 36  # chi^2, 10 degrees: P < 1e-4
+    if low is None:
+        assert (width == 12).all()
+        assert (time == 12).all()
+        return
+    counts = np.zeros((13, 13))
+    np.add.at(counts, (time, width), 1)
+    n, w = np.indices((13, 13))
+    expected = np.where((w >= 2) & (w <= n), 400 / 11 / np.maximum(n - 1, 1), 0)
+    assert not counts[expected == 0].any()
+    chi = ((counts - expected) ** 2)[expected > 0] / expected[expected > 0]
+    assert chi.sum() < 114  # 65 degrees: P < 1e-4
 
 
 @pytest.mark.parametrize("low", [None, 2])

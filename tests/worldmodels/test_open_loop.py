@@ -130,6 +130,7 @@ def test_errors_are_those_of_each_row_alone_and_0_behind_the_end() -> None:
             t = int(one.context[b]) + i
             if t >= ROWS[b]:
                 assert errors.loss["obs"][b, i] == errors.mse["obs"][b, i] == 0
+                assert not errors.numbers["obs"][b, i].any()
                 continue
             truth = one.step.obs["obs"][b, t]
             with torch.no_grad():
@@ -138,6 +139,7 @@ def test_errors_are_those_of_each_row_alone_and_0_behind_the_end() -> None:
                 predicted = made.decode(z, h)["obs"]
             close(errors.loss["obs"][b, i], loss)
             close(errors.mse["obs"][b, i], (predicted - truth).square().mean())
+            close(errors.numbers["obs"][b, i], (predicted - truth).square())
 
 
 def test_a_measure_has_the_means_of_its_rollouts_and_the_reward_of_the_last_row() -> None:
@@ -204,9 +206,18 @@ def test_mean_squares_are_in_the_units_of_the_observation() -> None:
 
 def test_summaries_weigh_rows_and_not_episodes() -> None:
     masks = [torch.tensor([[True, True, False]]), torch.tensor([[True], [True]])]
+    both = torch.tensor([[[0.5, 1.5], [2.0, 0.0]]])
     parts = [
-        Errors({"a": torch.tensor([[3.0, 5.0, 0.0]])}, {"a": torch.tensor([[1.0, 1.0, 0.0]])}),
-        Errors({"a": torch.tensor([[1.0], [2.0]])}, {"a": torch.tensor([[0.0], [2.0]])}),
+        Errors(
+            {"a": torch.tensor([[3.0, 5.0, 0.0]])},
+            {"a": torch.tensor([[1.0, 1.0, 0.0]])},
+            {"a": both},
+        ),
+        Errors(
+            {"a": torch.tensor([[1.0], [2.0]])},
+            {"a": torch.tensor([[0.0], [2.0]])},
+            {"a": torch.tensor([[[0.0, 0.0]], [[3.0, 1.0]]])},
+        ),
     ]
     masks[0] = masks[0][:, :2]
     parts[0] = Errors(*({"a": x["a"][:, :2]} for x in parts[0]))
@@ -216,6 +227,7 @@ def test_summaries_weigh_rows_and_not_episodes() -> None:
     assert entry["loss_per_step"] == [2.0, 5.0]
     assert entry["mse"] == 1.0
     assert entry["mse_per_step"] == [1.0, 1.0]
+    assert entry["mse_per_number"] == [5.5 / 4, 2.5 / 4]
 
 
 def test_rewards_are_told_apart_by_the_nearest_value() -> None:
