@@ -15,7 +15,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector import VectorEnv as GymnasiumVector
 
-from statewise.envs import popgym, tasks
+from statewise.envs import atari, dmc, popgym, tasks
+from statewise.envs.pictures import MIN_SIDE, ResizedPictures, ResizedPicturesWrapper
 from statewise.envs.previous import Input, PreviousInputs, PreviousInputsWrapper
 from statewise.envs.protocol import EnvError, VectorEnv
 from statewise.envs.resumable import ResumableEnv
@@ -50,10 +51,14 @@ class Family(NamedTuple):
     """Returns "" where the family can be used, else the line that installs it."""
     register: Callable[[], None]
     """Makes the ids known to gymnasium."""
+    make: Factory | None = None
+    """Makes one environment: make(id, **kwargs); None where gymnasium.make does."""
 
 
 FAMILIES: tuple[Family, ...] = (
     Family("popgym-", "popgym", "popgym-RepeatPreviousEasy-v0", popgym.missing, popgym.register),
+    Family("ALE/", "atari", "ALE/Pong-v5", atari.missing, atari.register, atari.make),
+    Family("dm_control/", "dmc", "dm_control/cartpole-balance", dmc.missing, dmc.register),
     Family("statewise/", None, "statewise/MemoryChain-v0", _nothing_missing, tasks.register),
     Family("", None, "CartPole-v1", _nothing_missing, _registered_already),
 )
@@ -73,6 +78,7 @@ class EnvConfig:
     vectorization: Vectorization = "auto"  # auto: vector entry point if there is one, else sync
     autoreset: Autoreset = "next_step"  # next_step keeps final observations as rows
     inputs: tuple[Input, ...] = ()  # added to the observation, each at most once
+    picture_size: int = 0  # pixels of each side that pictures are resized to, >= 8; 0: as they are
     kwargs: dict[str, Any] = field(default_factory=dict)  # for gymnasium.make or the factory
 
     def __post_init__(self) -> None:
@@ -90,6 +96,10 @@ class EnvConfig:
             raise ValueError(
                 f"inputs: expected each of {get_args(Input)} at most once, got {self.inputs}"
             )
+        if self.picture_size != 0 and self.picture_size < MIN_SIDE:
+            raise ValueError(
+                f"picture_size: expected 0 or at least {MIN_SIDE}, got {self.picture_size}"
+            )
         if clash := _OWN_KEYWORDS & set(self.kwargs):
             raise ValueError(
                 f"kwargs: expected arguments of the environment, got {sorted(clash)}, "
@@ -102,8 +112,11 @@ def find_family(env_id: str) -> Family:
     return next(family for family in FAMILIES if env_id.startswith(family.prefix))
 
 
-def _find_spec(env_id: str) -> EnvSpec:
-    """Return gymnasium's entry for the id, registering its family first."""
+def _find_source(env_id: str) -> EnvSpec | Factory:
+    """Return gymnasium's entry for the id, or what its family makes it with.
+
+    Registers the family first.
+    """
     family = find_family(env_id)
     if line := family.missing():
         raise EnvError(f"{family.extra} needs: {line}")
@@ -113,7 +126,7 @@ def _find_spec(env_id: str) -> EnvSpec:
         near = difflib.get_close_matches(env_id, list(gymnasium.registry))
         hint = f"did you mean {' or '.join(near)}?" if near else "register it first"
         raise EnvError(f"expected the id of a registered environment, got {env_id!r}: {hint}")
-    return spec
+    return spec if family.make is None else partial(family.make, env_id)
 
 
 def _make_single(source: EnvSpec | Factory, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
@@ -212,9 +225,11 @@ def make_env(config: EnvConfig, factory: Factory | None = None) -> VectorEnv:
         EnvError: unknown id, a package is missing, or settings the environment cannot meet.
         UnsupportedSpaceError: a space without an encoder or a policy head.
     """
-    source = factory if factory is not None else _find_spec(config.id)
+    source = factory if factory is not None else _find_source(config.id)
     with _one_line(config):
         env: VectorEnv = _vectorize(config, source)
+    if config.picture_size:
+        env = ResizedPictures(env, config.picture_size)
     return PreviousInputs(env, config.inputs) if config.inputs else env
 
 
@@ -228,17 +243,19 @@ def make_single(
         factory: as in `make_env`.
         **kwargs: added to `config.kwargs`, for example `render_mode`.
     """
-    source = factory if factory is not None else _find_spec(config.id)
+    source = factory if factory is not None else _find_source(config.id)
     with _one_line(config):
         env = _make_single(source, config.kwargs | kwargs)
-    return wrap_single(env, config.inputs)
+    return wrap_single(env, config.inputs, config.picture_size)
 
 
 def wrap_single(
-    env: gymnasium.Env[Any, Any], inputs: tuple[Input, ...] = ()
+    env: gymnasium.Env[Any, Any], inputs: tuple[Input, ...] = (), picture_size: int = 0
 ) -> gymnasium.Env[Any, Any]:
     """Give a single environment the observations and actions of `make_env`.
 
     Also without inputs the observations become the flat dict an agent was trained on.
     """
+    if picture_size:
+        env = ResizedPicturesWrapper(env, picture_size)
     return PreviousInputsWrapper(env, inputs)

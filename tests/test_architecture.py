@@ -37,7 +37,7 @@ MUST_NOT_KNOW = {
     "ssm": {"gymnasium"},
 }
 OPTIONAL = {
-    *("gymnax", "jax", "minari", "popgym", "pyarrow", "pygame"),
+    *("ale_py", "cv2", "dm_control", "gymnax", "jax", "minari", "popgym", "pyarrow", "pygame"),
     *("sb3_contrib", "stable_baselines3"),
 }
 

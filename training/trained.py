@@ -14,7 +14,7 @@ from gymnasium import spaces
 from statewise.agents.build import AGENTS
 from statewise.agents.recurrent_ppo import EncoderFactory, RecurrentPPO
 from statewise.envs.build import EnvConfig, make_env, make_single, wrap_single
-from statewise.envs.protocol import VectorEnv
+from statewise.envs.protocol import EnvError, VectorEnv
 from statewise.training.config import ConfigError, TrainConfig
 from statewise.training.evaluate import EvalOptions, EvalResult, evaluate
 from statewise.training.online import OnlineTraining
@@ -56,15 +56,21 @@ class TrainedAgent(PlayingAgent):
         self.obs_space = single.observation_space
         self.action_space = single.action_space
         single.close()
-        self.agent = AGENTS[config.system].make(
-            config.agent,
-            self.obs_space,
-            self.action_space,
-            seed=seeds.integer("policy"),
-            device=find_device(config.device),
-            encoder=encoder,
-            **self._schedule(),
-        )
+        device = find_device(config.device)
+        try:
+            self.agent = AGENTS[config.system].make(
+                config.agent,
+                self.obs_space,
+                self.action_space,
+                seed=seeds.integer("policy"),
+                device=device,
+                encoder=encoder,
+                **self._schedule(),
+            )
+        except EnvError:
+            raise
+        except ValueError as error:  # of an agent, which knows no settings of commands
+            raise ConfigError(f"agent: {error}") from error
 
     def _schedule(self) -> dict[str, Any]:
         """Return what the agent is told about the length of its training."""

@@ -194,6 +194,18 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_pictures_of_another_size_are_refused_in_one_line_that_names_the_setting() -> None:
+    game = {"env.id": "statewise/Catch-v0", "env.kwargs": {"size": 48}}
+    with pytest.raises(ConfigError, match=r"got 48 x 48: set env\.picture_size 64") as caught:
+        TrainedWorldAgent(config(**game))
+    assert "\n" not in str(caught.value)
+    small = {"agent.world.encoder.depth": 1, "agent.world.decoder.depth": 1}
+    trained = TrainedWorldAgent(config(**game, **small, **{"env.picture_size": 16}))
+    assert trained.obs_space["obs"].shape == (16, 16, 3)
+    wrapped = trained.wrap(trained.make_env().unwrapped)
+    assert wrapped.observation_space == trained.obs_space
+
+
 def test_files_need_a_run() -> None:
     with pytest.raises(ConfigError, match="expected memory without a run directory"):
         training(**{"replay.storage": "memmap"})
