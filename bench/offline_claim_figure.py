@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PANEL, LINE, HEAD = 4.2, 0.32, 1.7  # inches: width of a metric, height of an arm, of the rest
 NAMES = 2.2  # inches
+SETS = 3  # beside each other in the legend
 LOW, HIGH = -0.4, 0.4  # of a limit, in lines of its arm
 LEGEND = (
     "dots: seeds; bar: mean and 95 % interval; dotted: limit, of a lead from the other arm's mean"
@@ -45,14 +46,14 @@ def draw_seeds(claim: Claim, rows: Rows, seeds: Sequence[int], path: Path) -> No
     for axes, measure in zip(panels, measures, strict=True):
         _draw_measure(axes, claim, measure, rows, seeds)
     panels[0].set_yticks(range(len(claim.arms)), [arm.name for arm in claim.arms])
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(claim.arms) - 0.5, -0.5)
     figure.suptitle(claim.title)
     names = _data_names(claim)
     for number, name in enumerate(names):
         panels[0].plot([], [], "o", color=COLORS[number % len(COLORS)], label=name)
     figure.legend(
         loc="outside lower center",
-        ncols=len(names),
+        ncols=min(len(names), SETS),
         title=LEGEND,
         edgecolor="none",
         fontsize="small",
