@@ -46,7 +46,7 @@ def test_a_claim_file_is_read(tmp_path: Path) -> None:
 
 CORES = "_cores"  # ends the names of claims about other layers, beside that of S5 and the GRU
 FROM_DATA = ["delayed_cue", "offline_mujoco", "offline_pendulum", "rtg_dial"]
-WORLDS = [name for name in claim_names() if name.startswith("delayed_offer")]
+WORLDS = [name for name in claim_names() if name.startswith(("delayed_offer", "hallway"))]
 OTHERS = {*FROM_DATA, *WORLDS}
 PLAIN = [name for name in claim_names() if not name.endswith(CORES) and name not in OTHERS]
 
@@ -82,6 +82,7 @@ def test_the_claims_are_those_of_the_package() -> None:
     assert sorted(plain) == PLAIN
     others = ["memory_chain_cores", "repeat_previous_easy_cores", "t_maze_cores"]
     worlds = ["delayed_offer", *(f"delayed_offer_{name}" for name in ("gate", "mixed", "sweep"))]
+    worlds.append("hallway")
     assert worlds == WORLDS
     assert claim_names() == sorted([*plain, *others, *FROM_DATA, *worlds])
     with pytest.raises(ConfigError, match="did you mean t_maze"):

@@ -373,7 +373,7 @@ def test_arms_whose_data_are_not_there_are_named_and_not_run(
     folders = {"out": tmp_path, "run-root": place / "runs", "data-root": place / "sets"}
     own = [w for k, path in folders.items() for w in (f"--{k}", str(path))]
     assert cli.reproduce([file, "--workers", "1", *own]) == 1
-    assert [job.get("arm") for job in begun] == ["s5", "gru"]
+    assert not begun  # the others are finished
     assert not (place / "sets/delayed-offer-3").exists()
     said = capsys.readouterr()
     assert "delayed-offer-3, which this claim does not make: not run: other" in said.err

@@ -297,11 +297,13 @@ def test_eval_passes_its_options_on(
 
     monkeypatch.setattr(evaluate, "evaluate_run", evaluate_run)
     words = "--episodes 7 --num-envs 2 --seed 0 --actions sample --targets -9 2.5 --checkpoint 64"
-    assert program.main(["eval", "runs/a", *words.split()]) == 0
+    assert program.main(["eval", "runs/a", *words.split(), "--device", "cpu"]) == 0
     assert program.main(["eval", "runs/a"]) == 0
-    unset = dict.fromkeys(["episodes", "num_envs", "seed", "actions", "targets", "checkpoint"])
+    unset = dict.fromkeys(
+        ["episodes", "num_envs", "seed", "actions", "targets", "checkpoint", "device"]
+    )
     given = {"episodes": 7, "num_envs": 2, "seed": 0, "actions": "sample", "checkpoint": 64}
-    given["targets"] = (-9.0, 2.5)
+    given |= {"targets": (-9.0, 2.5), "device": "cpu"}
     assert calls == [(Path("runs/a"), given), (Path("runs/a"), unset)]
     assert "return 0.5, 95 % interval 0.25 to 0.75, 7 episodes" in capsys.readouterr().out
 

@@ -168,7 +168,7 @@ def failure(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["ppo/cartpole", "--agent.sequence.s5.dt-min", "9"], r"agent\.sequence\.s5\.dt_min"),
         (["ppo/cartpole", "--env.num-envs", "0"], r"env\.num_envs: expected at least 1, got 0"),
         (["ppo/cartpole", "--env.id", "CartPol-v1"], r"'CartPol-v1'.*CartPole-v1"),
-        (["ppo/cartpole", "--env.id", "Nowhere-v0"], r"'Nowhere-v0': register it first"),
+        (["ppo/cartpole", "--env.id", "Qqqqqqqqqq-v0"], r"'Qqqqqqqqqq-v0': register it first"),
         (["ppo/cartpole", "--env.id", "statewise/MemoryChan-v0"], r"statewise/MemoryChain-v0"),
         (["ppo/t_maze", "--env.kwargs.lenght", "5"], r"TMaze.*lenght"),
         (["ppo/t_maze", "--env.kwargs.length", "0"], r"length >= 1, got 0"),

@@ -211,7 +211,7 @@ def test_a_run_in_an_environment_is_drawn(
     agent: TrainedWorldAgent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     RunDirectory.create(tmp_path / "run", "", {})
-    monkeypatch.setattr(api, "load", lambda path, checkpoint: agent)
+    monkeypatch.setattr(api, "load", lambda path, checkpoint, device: agent)
     shown = imagine(tmp_path / "run", ImagineOptions(episodes=1, context=1))
     assert shown.path == tmp_path / "run" / "plots" / "imagine.png"
     assert shown.path.is_file()
