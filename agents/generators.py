@@ -3,11 +3,17 @@
 import torch
 from torch import Tensor
 
+_SIZES = {"cpu": torch.Generator().get_state().numel(), "cuda": 16}  # bytes of a state
+
 
 def restore(generator: torch.Generator, state: Tensor) -> None:
     """Let a generator go on from a state.
 
-    One of another kind of device stays as it is: a stream of a GPU cannot go on on a CPU.
+    A state of another kind of device leaves it as it is: a stream of a GPU cannot go on on a CPU.
+
+    Raises:
+        RuntimeError: this is the state of no generator.
     """
-    if state.numel() == generator.get_state().numel():
+    others = [size for kind, size in _SIZES.items() if kind != generator.device.type]
+    if state.numel() not in others:
         generator.set_state(state.cpu())

@@ -55,9 +55,10 @@ from statewise.agents.offline.sequence_policy import SequencePolicy
 from statewise.agents.offline.wrapped import Wrapped
 from statewise.agents.optimizer import Optimizer, OptimizerSettings, load_weights
 from statewise.agents.protocol import Metrics
+from statewise.data.step import moved
 from statewise.ssm.protocol import Cache, State
 from statewise.ssm.stack import Stack
-from statewise.ssm.state import select, to
+from statewise.ssm.state import select
 
 CriticKind = Literal["cat_exp_rtg", "cat_exp"]
 CriticNorm = Literal["none", "layer"]
@@ -315,7 +316,7 @@ class ActorCritic:
 
     def update(self, *, critic_only: bool) -> Metrics:
         """Update the critic, and the actor when it is its turn, on one batch."""
-        batch = self._on_device(self.replay.sample(self.config.batch_size, self.generator))
+        batch = moved(self.replay.sample(self.config.batch_size, self.generator), self.agent.device)
         metrics = self._update_critic(batch)
         if not critic_only and self.critic_updates % self.config.actor_every == 0:
             metrics |= self._update_actor(batch)
@@ -327,14 +328,6 @@ class ActorCritic:
             if not critic_only:
                 move_towards(self.slow_policy, self.agent.policy, self.config.target_rate)
         return metrics
-
-    def _on_device(self, batch: Transitions) -> Transitions:
-        place = self.agent.device
-        moved: dict[str, Any] = {
-            name: to(value, place) if isinstance(value, dict) else value.to(place)
-            for name, value in batch._asdict().items()
-        }
-        return Transitions(**moved)
 
     def targets(self, batch: Transitions) -> Tensor:
         """Return y (B,)."""

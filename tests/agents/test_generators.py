@@ -1,5 +1,6 @@
 """Generators go on where they were saved, and keep their seed on another kind of device."""
 
+import pytest
 import torch
 
 from statewise.agents.generators import restore
@@ -20,3 +21,9 @@ def test_the_state_of_another_kind_of_device_leaves_the_seed() -> None:
     restore(generator, of_a_gpu)
     expected = torch.rand(4, generator=torch.Generator().manual_seed(8))
     assert torch.equal(torch.rand(4, generator=generator), expected)
+
+
+def test_a_damaged_state_is_refused() -> None:
+    state = torch.Generator().get_state()[:-1]
+    with pytest.raises(RuntimeError):
+        restore(torch.Generator(), state)
