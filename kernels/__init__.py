@@ -1,6 +1,14 @@
 """Scans over time: arrays in, arrays out, with resets, on several backends."""
 
-from statewise.kernels.acting.op import mamba_step, mamba_step_runs, rms_norm
+from statewise.kernels.acting.op import (
+    join_step,
+    join_step_runs,
+    lti_blocks_step,
+    lti_blocks_step_runs,
+    mamba_step,
+    mamba_step_runs,
+    rms_norm,
+)
 from statewise.kernels.causal_conv1d.op import causal_conv1d, conv_step
 from statewise.kernels.convolution.op import (
     cauchy,
@@ -34,8 +42,12 @@ __all__ = [
     "discounted_scan",
     "dplr_kernel",
     "fft_conv",
+    "join_step",
+    "join_step_runs",
     "linear_scan",
     "linear_scan_pairs",
+    "lti_blocks_step",
+    "lti_blocks_step_runs",
     "mamba_step",
     "mamba_step_runs",
     "rms_norm",

@@ -18,8 +18,9 @@ policy than the paper's, which encodes the last K steps at every action.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from gymnasium import spaces
@@ -107,15 +108,36 @@ class LastNorm(nn.Module):
         return self.norm(v)
 
 
-def build_core(config: DecisionMambaConfig) -> Wrapped:
+class MambaCore(Wrapped):
+    """The layers and their last norm, a `TokenReader`.
+
+    Args:
+        layers: each around a `MambaLayer`.
+    """
+
+    def __init__(self, layers: Sequence[Wrapped]) -> None:
+        blocks = [Block(layer, BlockConfig(kind="plain")) for layer in layers]
+        super().__init__(nn.Identity(), Stack(blocks), LastNorm(layers[0].d_out))
+
+    def read(self, x: Tensor, reset: Tensor, at: slice) -> Tensor:
+        """Return the outputs of some tokens; see `TokenReader`."""
+        *blocks, last = cast("Stack", self.layer).blocks
+        for block in blocks:
+            x, _ = block(x, None, reset)
+        top = cast("Wrapped", last.layer)
+        v, _ = top.layer(top.before(x), None, reset)
+        x, v = x[:, at], v[:, at]
+        norm: Tensor = self.after(x, top.after(x, v))
+        return norm
+
+
+def build_core(config: DecisionMambaConfig) -> MambaCore:
     """Return the layers; initial weights come from torch's own generator."""
-    D = config.d_model
-    blocks = []
+    D, layers = config.d_model, []
     for _ in range(config.num_layers):
         layer = MambaLayer(D, config.mamba, config.backend)
-        inner = Wrapped(nn.LayerNorm(D), layer, AddMLP(D, config.dropout))
-        blocks.append(Block(inner, BlockConfig(kind="plain")))
-    core = Wrapped(nn.Identity(), Stack(blocks), LastNorm(D))
+        layers.append(Wrapped(nn.LayerNorm(D), layer, AddMLP(D, config.dropout)))
+    core = MambaCore(layers)
     # A start that was chosen would be lost among weights of 0.02.
     normal_weights(core, kept=(MambaLayer,) if config.mamba.init == "mimetic" else ())
     return core

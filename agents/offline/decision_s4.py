@@ -14,8 +14,9 @@ counts in the loss; A, B and the step sizes learn. Always: state-space parameter
 decay; `squash: tanh` bends the output into the bounds, where "clip" has the linear output.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +33,16 @@ from statewise.agents.offline.wrapped import Wrapped
 from statewise.agents.optimizer import Schedule
 from statewise.data.samplers import TrajectoryConfig
 from statewise.data.step import Step
+from statewise.kernels import Backend, lti_blocks_step, lti_blocks_step_runs
 from statewise.ssm.block import Block, BlockConfig
 from statewise.ssm.build import NO_BACKEND, SEQUENCES, Kind, SequenceConfig
-from statewise.ssm.protocol import SequenceModel
+from statewise.ssm.lti import ChannelLayer
+from statewise.ssm.protocol import Cache, SequenceModel, State
 from statewise.ssm.stack import Stack
+from statewise.ssm.state import select
 
 Freeze = Literal["none", "dynamics", "all"]
+NORM_EPS = 1e-5
 NOT_DYNAMICS = ("D", "h_init")  # of what a layer declares in `ssm_parameters`
 
 
@@ -116,20 +121,73 @@ class Mix(nn.Module):
         return torch.add(mixed, x, alpha=self.residual)
 
 
+def _parts(block: Block, cache: Cache) -> tuple[Tensor, ...] | None:
+    """Return what `lti_blocks_step` needs of a block; None where its layer is not diagonal."""
+    wrapped = cast("Wrapped", block.layer)
+    layer, norm, mix = wrapped.layer, wrapped.before, wrapped.after
+    assert isinstance(mix, Mix), type(mix)
+    if not isinstance(layer, ChannelLayer):
+        return None
+    none = layer.D.new_zeros(0)
+    weights = (norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else (none, none)
+    return *weights, cache["a"], cache["b"], cache["c"], layer.D, mix.linear.weight, mix.linear.bias
+
+
+class MixedStack(Stack):
+    """The blocks; acting with diagonal layers is one call into C++ for all of them.
+
+    Args:
+        blocks: plain ones around `Wrapped(norm, layer, Mix)`.
+        residual: the share of all of them.
+        backend: of the layers.
+    """
+
+    def __init__(self, blocks: Sequence[Block], residual: float, backend: Backend) -> None:
+        super().__init__(blocks)
+        self.residual = residual
+        self.backend: Backend = backend
+        self._known: tuple[Cache, list[tuple[Tensor, ...]] | None] | None = None
+
+    def _all_parts(self, cache: Cache) -> list[tuple[Tensor, ...]] | None:
+        """Return those of all blocks, found once per cache."""
+        if self._known is None or self._known[0] is not cache:
+            found = [_parts(block, select(cache, prefix)) for prefix, block in self._each()]
+            known = [parts for parts in found if parts is not None]
+            self._known = (cache, known if len(known) == len(found) else None)
+        return self._known[1]
+
+    def step(
+        self,
+        x: Tensor,
+        state: State,
+        reset: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
+    ) -> tuple[Tensor, State]:
+        """Run one step; see `SequenceModel`."""
+        parts = None if cache is None or self.training else self._all_parts(cache)
+        keys = [f"{i}.h" for i in range(len(self.blocks))]
+        if parts is None or not lti_blocks_step_runs(x, state[keys[0]], self.backend):
+            return super().step(x, state, reset, cache=cache)
+        states = [state[key] for key in keys]
+        y, after = lti_blocks_step(x, parts, states, reset, eps=NORM_EPS, share=self.residual)
+        return y, dict(zip(keys, after, strict=True))
+
+
 def build_core(config: DecisionS4Config) -> Stack:
     """Return the blocks; initial weights come from torch's own generator."""
     sequence, is_paper = config.sequence, config.parity == "paper"
     freeze: Freeze = config.freeze if config.freeze != "auto" else "none"
     if config.freeze == "auto" and is_paper:
         freeze = "dynamics"
-    blocks = []
+    residual, blocks = 0.0 if is_paper else 1.0, []
     for _ in range(sequence.num_layers):
         layer = SEQUENCES[sequence.kind].make(sequence)
         freeze_layer(layer, freeze)
-        norm = nn.Identity() if is_paper else nn.LayerNorm(sequence.d_model)
-        mix = Mix(sequence.d_model, config.dropout, residual=0.0 if is_paper else 1.0)
+        norm = nn.Identity() if is_paper else nn.LayerNorm(sequence.d_model, eps=NORM_EPS)
+        mix = Mix(sequence.d_model, config.dropout, residual)
         blocks.append(Block(Wrapped(norm, layer, mix), BlockConfig(kind="plain")))
-    return Stack(blocks)
+    return MixedStack(blocks, residual, sequence.backend)
 
 
 def build_policy(

@@ -31,6 +31,7 @@ from statewise.ssm.protocol import State
 
 MLP_WIDTH = 4  # times the width of the model
 NORM_EPS = 1e-5
+EVERY = slice(None)  # all tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +88,20 @@ class GPTBlock(nn.Module):
         )
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
-        """Map x (B, L, D); `seen` (B, L, L) bool, None for all that came before."""
+    def forward(self, x: Tensor, seen: Tensor | None, at: slice = EVERY) -> Tensor:
+        """Map x (B, L, D) and return the tokens `at`.
+
+        `seen` (B, L, L) bool tells which token sees which; None means all that came before.
+        """
         drop = self.dropout
         x = x + F.dropout(self._attend(self.norm_attention(x), seen), drop, self.training)
+        x = x[:, at]
         hidden = F.relu(self.up(self.norm_mlp(x)))
         return x + F.dropout(self.down(hidden), drop, self.training)
 
 
 class GPTCore(nn.Module):
-    """Blocks of GPT-2 over tokens, without positions; a `TokenCore` that has no memory.
+    """Blocks of GPT-2 over tokens, without positions; a `TokenReader` that has no memory.
 
     Args:
         d_model: D, divisible by the heads.
@@ -122,11 +127,17 @@ class GPTCore(nn.Module):
         There is nothing to remember: the state goes in and comes out empty.
         """
         assert not state, "expected no state: this core has none"
+        return self.read(x, reset, EVERY), {}
+
+    def read(self, x: Tensor, reset: Tensor | None, at: slice) -> Tensor:
+        """Return the outputs of some tokens; see `TokenReader`."""
         seen = None if reset is None else visible(reset)
         x = self.drop(x)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, seen)
-        return self.norm(x), {}
+        y: Tensor = self.norm(last(x, seen, at))
+        return y
 
 
 def build_policy(

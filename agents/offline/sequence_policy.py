@@ -6,7 +6,7 @@ The core is any causal sequence model over tokens (B, L, D); a policy that acts 
 needs no more of it than `TokenCore`, one that acts step by step a whole `SequenceModel`.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -28,6 +28,15 @@ class TokenCore(Protocol):
         self, x: Tensor, state: State | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """Map tokens (B, L, d_in) to outputs (B, L, d_out); see `SequenceModel`."""
+        ...
+
+
+@runtime_checkable
+class TokenReader(Protocol):
+    """A core that can leave out what only the outputs of other tokens need."""
+
+    def read(self, x: Tensor, reset: Tensor, at: slice) -> Tensor:
+        """Return `self(x, None, reset)[0][:, at]`."""
         ...
 
 
@@ -115,4 +124,7 @@ class SequencePolicy(nn.Module):
 
     def forward(self, rows: PolicyRows) -> Tensor:
         """Return predictions (B, T, A): codes, or logits."""
-        return self.head(self.at(self.outputs(rows), self.tokens.read_at))
+        read_at, per_step = self.tokens.read_at, self.tokens.per_step
+        if per_step == 1 or not isinstance(self.core, TokenReader):
+            return self.head(self.at(self.outputs(rows), read_at))
+        return self.head(self.core.read(*self.tokens(rows), slice(read_at, None, per_step)))

@@ -19,6 +19,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from statewise.kernels import join_step, join_step_runs
+
 TOKEN_STD = 0.02  # of the initial weights
 ActionInput = Literal["taken", "none"]
 
@@ -199,11 +201,23 @@ class SingleTokens(nn.Module):
 
     def arriving(self, rows: PolicyRows) -> Tensor:
         """Return the tokens (..., 1, d_out) of rows (...)."""
-        parts = (
-            self.embed_obs(rows.obs),
-            self.embed_action(shown(rows.previous, self.action_input)),
-            self.embed_return(rows.rtg.unsqueeze(-1) / self.return_scale),
+        inputs = (
+            rows.obs,
+            shown(rows.previous, self.action_input),
+            rows.rtg.unsqueeze(-1) / self.return_scale,
         )
+        layers = (self.embed_obs, self.embed_action, self.embed_return)
+        first, second = self.project[0], self.project[2]
+        assert isinstance(first, nn.Linear), type(first)
+        assert isinstance(second, nn.Linear), type(second)
+        if not self.training and join_step_runs(rows.obs, first.weight):
+            joined = join_step(
+                [(x, layer.weight, layer.bias) for x, layer in zip(inputs, layers, strict=True)],
+                (first.weight, first.bias),
+                (second.weight, second.bias),
+            )
+            return joined.unsqueeze(-2)
+        parts = [layer(x) for x, layer in zip(inputs, layers, strict=True)]
         return self.project(torch.cat(parts, -1).tanh()).unsqueeze(-2)
 
     def leaving(self, previous: Tensor, timestep: Tensor) -> None:

@@ -3,6 +3,9 @@
 //   rms_norm     y = x w / sqrt(mean(x^2) + eps), rows of x
 //   mamba_step   one step of a Mamba layer: its products by torch, its convolution and its scan by
 //                the steps of causal_conv1d and selective_scan, which must be loaded
+//   lti_blocks_step
+//                one step of residual blocks around diagonal layers, by the step of ssm_scan_lti
+//   join_step    a small network over several inputs
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -12,8 +15,13 @@
 #include <cmath>
 #include <optional>
 #include <tuple>
+#include <vector>
+
+#include "../elementary.h"
 
 namespace {
+
+using namespace statewise;
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
@@ -92,6 +100,106 @@ std::tuple<Tensor, Tensor, Tensor> mamba_step(
   return {at::linear(y, out_proj), inputs, state};
 }
 
+// ---------------------------------------------------------------- small networks
+
+constexpr int64_t kSmall = 65536;  // products below which a call into BLAS costs more than they do
+
+// Call function(float{}) or function(double{}).
+template <typename Function>
+void with_dtype(const Tensor& x, Function&& function) {
+  if (x.scalar_type() == at::kDouble) function(double{});
+  else function(float{});
+}
+
+// x = f(x, i) for every number of a dense tensor.
+template <typename A, typename Function>
+void in_place(const Tensor& x, Function&& f) {
+  A* data = x.mutable_data_ptr<A>();
+  at::parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) data[i] = f(data[i], i);
+  });
+}
+
+// x weight^T + bias; x (B, D).
+Tensor linear(const Tensor& x_, const Tensor& weight, const Tensor& bias) {
+  const int64_t B = x_.size(0), D = weight.size(1), R = weight.size(0);
+  const bool dense = weight.is_contiguous() && bias.is_contiguous();
+  if (!dense || x_.size(1) != D || B * D * R >= kSmall) return at::linear(x_, weight, bias);
+  const Tensor x = x_.contiguous(), y = at::empty({B, R}, x.options());
+  with_dtype(x, [&](auto zero) {
+    using A = decltype(zero);
+    const A *from = x.const_data_ptr<A>(), *w = weight.const_data_ptr<A>();
+    const A* start = bias.const_data_ptr<A>();
+    A* to = y.mutable_data_ptr<A>();
+    for (int64_t i = 0; i < B * R; ++i) {
+      const A *__restrict row = w + (i % R) * D, *__restrict at = from + (i / R) * D;
+      A sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t k = 0; k < D; ++k) sum += row[k] * at[k];
+      to[i] = sum + start[i % R];
+    }
+  });
+  return y;
+}
+
+using Channels = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                            const Tensor&, const Tensor&, const OptionalTensor&);
+
+// share x + gelu(W gelu(v) + bias), v = step(u) + D u, u = LN(x) or x, block after block; x (B, H).
+// `parts` holds weight and bias of the norm, empty where there is none, a, b and c as
+// ssm_scan_lti_step has them, D, W and bias of every block.
+std::tuple<Tensor, std::vector<Tensor>> lti_blocks_step(const Tensor& x, at::TensorList parts,
+                                                        at::TensorList states,
+                                                        const OptionalTensor& reset, double eps,
+                                                        double share) {
+  static const auto advance = op<Channels>("statewise_cpu::ssm_scan_lti_step");
+  constexpr size_t count = 8;
+  TORCH_CHECK(parts.size() == count * states.size(), "lti_blocks_step: ", parts.size(), " parts");
+  const int64_t H = x.size(1);
+  std::vector<Tensor> after;
+  Tensor y = x.contiguous();
+  for (size_t i = 0; i < states.size(); ++i) {
+    const Tensor* p = &parts[count * i];
+    const Tensor before = y, skip = p[5].contiguous();
+    const Tensor u = p[0].numel() ? at::layer_norm(before, {H}, p[0], p[1], eps) : before;
+    const auto [v, next] = advance.call(u, p[2], p[3], p[4], states[i], reset);
+    with_dtype(u, [&](auto zero) {
+      using A = decltype(zero);
+      const A *through = skip.const_data_ptr<A>(), *from = u.const_data_ptr<A>();
+      in_place<A>(v, [=](A value, int64_t k) { return gelu_(value + through[k % H] * from[k]); });
+    });
+    y = linear(v, p[6], p[7]);
+    with_dtype(y, [&](auto zero) {
+      using A = decltype(zero);
+      const A* from = before.const_data_ptr<A>();
+      const A part = static_cast<A>(share);
+      in_place<A>(y, [=](A value, int64_t k) { return part * from[k] + gelu_(value); });
+    });
+    after.push_back(next);
+  }
+  return {y, after};
+}
+
+// W_2 gelu(W_1 tanh([V_k x_k + c_k]) + b_1) + b_2; x_k (B, D_k).
+Tensor join_step(at::TensorList xs, at::TensorList weights, at::TensorList biases,
+                 const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,
+                 const Tensor& bias2) {
+  std::vector<Tensor> parts;
+  for (size_t k = 0; k < xs.size(); ++k) parts.push_back(linear(xs[k], weights[k], biases[k]));
+  const Tensor joined = at::cat(parts, -1);
+  with_dtype(joined, [&](auto zero) {
+    using A = decltype(zero);
+    in_place<A>(joined, [](A value, int64_t) { return tanh_(value); });
+  });
+  const Tensor hidden = linear(joined, weight1, bias1);
+  with_dtype(hidden, [&](auto zero) {
+    using A = decltype(zero);
+    in_place<A>(hidden, [](A value, int64_t) { return gelu_(value); });
+  });
+  return linear(hidden, weight2, bias2);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
@@ -101,4 +209,12 @@ TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
       "Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor out_proj, Tensor conv, "
       "Tensor ssm, Tensor? reset, Tensor? a_override, bool is_signed) -> (Tensor, Tensor, Tensor)",
       &mamba_step);
+  m.def(
+      "lti_blocks_step(Tensor x, Tensor[] parts, Tensor[] states, Tensor? reset, float eps, "
+      "float share) -> (Tensor, Tensor[])",
+      &lti_blocks_step);
+  m.def(
+      "join_step(Tensor[] xs, Tensor[] weights, Tensor[] biases, Tensor weight1, Tensor bias1, "
+      "Tensor weight2, Tensor bias2) -> Tensor",
+      &join_step);
 }

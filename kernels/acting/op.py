@@ -16,6 +16,8 @@ from statewise.kernels.extension import reason_missing
 
 OP = "acting"
 _PARTS_OF_MAMBA = ("causal_conv1d", "selective_scan")
+_PARTS_OF_BLOCKS = ("ssm_scan_lti",)
+_DTYPES = (torch.float32, torch.float64)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
@@ -29,18 +31,33 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
     Returns:
         (..., D). Differentiable; one call into C++ where no gradient is asked for.
     """
-    known = eps is not None and x.dtype in (torch.float32, torch.float64)
+    known = eps is not None and x.dtype in _DTYPES
     if known and steps_in_cpp(OP, x, x if weight is None else weight, "auto"):
         y: Tensor = torch.ops.statewise_cpu.rms_norm(x, weight, eps)
         return y
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
+def _runs(x: Tensor, state: Tensor, backend: Backend, parts: Sequence[str] = ()) -> bool:
+    """Tell whether an op whose C++ calls that of `parts` serves this input and state."""
+    if not steps_in_cpp(OP, x, state, backend) or torch.is_autocast_enabled("cpu"):
+        return False
+    return not any(map(reason_missing, parts))
+
+
 def mamba_step_runs(x: Tensor, ssm: Tensor, backend: Backend) -> bool:
     """Tell whether `mamba_step` serves this input and state."""
-    if not steps_in_cpp(OP, x, ssm, backend) or torch.is_autocast_enabled("cpu"):
-        return False
-    return not any(map(reason_missing, _PARTS_OF_MAMBA))
+    return _runs(x, ssm, backend, _PARTS_OF_MAMBA)
+
+
+def lti_blocks_step_runs(x: Tensor, h: Tensor, backend: Backend) -> bool:
+    """Tell whether `lti_blocks_step` serves this input and state."""
+    return x.dtype in _DTYPES and _runs(x, h, backend, _PARTS_OF_BLOCKS)
+
+
+def join_step_runs(x: Tensor, weight: Tensor) -> bool:
+    """Tell whether `join_step` serves this input and weight."""
+    return x.dim() == 2 and x.dtype in _DTYPES and _runs(x, weight, "auto")
 
 
 def mamba_step(
@@ -72,3 +89,54 @@ def mamba_step(
         x, *weights, conv, ssm, reset, a_override, signed
     )
     return y, conv, ssm
+
+
+def lti_blocks_step(
+    x: Tensor,
+    blocks: Sequence[tuple[Tensor, ...]],
+    states: Sequence[Tensor],
+    reset: Tensor | None,
+    *,
+    eps: float,
+    share: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """One step of blocks around diagonal layers, where `lti_blocks_step_runs`; no checks.
+
+        x = share x + gelu(W gelu(v) + w),   v = 2 Re sum_n c_n h'_n + D u,   h' = a h + b u
+
+    block after block, with u the layer norm of x, and h replaced by 0 where `reset`.
+
+    Args:
+        x: (B, H).
+        blocks: of each, weight and bias (H,) of the norm, both empty where u is x; a, b and c
+            (H, N, 2), D (H,), W (H, H) and w (H,).
+        states: h (B, H, N, 2) of each block.
+        reset: (B,) bool or None.
+        eps: of the norms.
+        share: of the residual branch.
+
+    Returns:
+        x (B, H) and the next states.
+    """
+    parts = [part for block in blocks for part in block]
+    y, after = torch.ops.statewise_cpu.lti_blocks_step(x, parts, states, reset, eps, share)
+    return y, after
+
+
+def join_step(
+    parts: Sequence[tuple[Tensor, Tensor, Tensor]],
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor],
+) -> Tensor:
+    """One vector from several, where `join_step_runs`; no checks.
+
+        y = W_2 gelu(W_1 tanh([V_k x_k + c_k]) + b_1) + b_2
+
+    Args:
+        parts: x_k (B, D_k), V_k (E_k, D_k) and c_k (E_k,).
+        first: W_1 and b_1.
+        second: W_2 and b_2.
+    """
+    xs, weights, biases = zip(*parts, strict=True)
+    y: Tensor = torch.ops.statewise_cpu.join_step(xs, weights, biases, *first, *second)
+    return y

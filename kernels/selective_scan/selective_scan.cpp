@@ -30,6 +30,9 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kChunk = 32;  // steps between kept states; `op.py` knows it, too
 constexpr int64_t kBlock = 64;  // channels per task
+constexpr int64_t kAhead = 4;   // steps between asking for a row of inputs and reading it
+constexpr int kWide = 4;        // states that a pass over the channels takes at once
+constexpr double kLog2e = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 
 // ---------------------------------------------------------------- what a call works on
 
@@ -70,6 +73,12 @@ Sizes sizes(const Tensor& u, const Tensor& A, const Tensor& Bm, bool step = fals
   return s;
 }
 
+template <typename A>
+inline A decay(A log2, bool is_signed) {
+  const A a = exp2_(log2);
+  return is_signed ? A(2) * a - A(1) : a;
+}
+
 // The channels of a block, which all belong to one group.
 struct Channels {
   int64_t group, first, count;
@@ -81,7 +90,8 @@ Channels channels(const Sizes& s, int64_t block) {
   return {group, first, std::min(s.block, (group + 1) * s.per_group - first)};
 }
 
-// A, transposed to [n][channel], its imaginary part, and per n whether the decay is given.
+// A, transposed to [n][channel], its imaginary part, and per n whether the decay is given. A real A
+// is held times log2(e), so that decays are powers of 2.
 template <typename A, bool cplx>
 struct Decays {
   std::vector<A> re, im;
@@ -94,13 +104,13 @@ struct Decays {
     for (int64_t n = 0; n < s.N; ++n)
       for (int64_t e = 0; e < c.count; ++e) {
         const A* entry = source + w * ((c.first + e) * s.N + n);
-        re[n * s.block + e] = entry[0];
+        re[n * s.block + e] = cplx ? entry[0] : entry[0] * A(kLog2e);
         if constexpr (cplx) im[n * s.block + e] = entry[1];
       }
   }
   bool fixed(int64_t n) const { return given && !std::isnan(given[n]); }
 
-  // a (count) for the steps d (count) and state n; `slope` is da / d(d A).
+  // a (count) for the steps d (count) and state n.
   void evaluate(int64_t n, int64_t block, int64_t count, const A* __restrict d, A* __restrict ar,
                 A* __restrict ai) const {
     if (fixed(n)) {
@@ -116,12 +126,8 @@ struct Decays {
         ar[e] = radius * std::cos(d[e] * i[e]);
         ai[e] = radius * std::sin(d[e] * i[e]);
       }
-    } else if (is_signed) {
-#pragma omp simd
-      for (int64_t e = 0; e < count; ++e) ar[e] = A(2) * exp_(d[e] * r[e]) - A(1);
     } else {
-#pragma omp simd
-      for (int64_t e = 0; e < count; ++e) ar[e] = exp_(d[e] * r[e]);
+      for (int64_t e = 0; e < count; ++e) ar[e] = decay<A>(d[e] * r[e], is_signed);
     }
   }
 };
@@ -145,6 +151,21 @@ void store_state(const Sizes& s, const Channels& c, const A* h, A* row) {
         row[w * ((c.first + e) * s.N + n) + k] = h[(k * s.N + n) * s.block + e];
 }
 
+// Bring the rows that a step reads into the cache. A block reads short pieces, far apart, which the
+// processor does not foresee.
+template <typename X>
+inline void foresee(const X* row, int64_t count) {
+  if (!row) return;
+  for (int64_t e = 0; e < count; e += 64 / sizeof(X)) __builtin_prefetch(row + e);
+}
+
+template <typename A, typename X>
+inline void foresee(const Inputs<A, X>& in, const Channels& c, int64_t b, int64_t t) {
+  foresee(in.dt.at(b, t) + c.first, c.count);
+  foresee(in.u.at(b, t) + c.first, c.count);
+  if (in.z.data) foresee(in.z.at(b, t) + c.first, c.count);
+}
+
 // d and d * u of one step.
 template <typename A, typename X>
 void drive(const Inputs<A, X>& in, const Flags& flags, const Channels& c, int64_t b, int64_t t,
@@ -163,11 +184,31 @@ void drive(const Inputs<A, X>& in, const Flags& flags, const Channels& c, int64_
   for (int64_t e = 0; e < c.count; ++e) du[e] = d[e] * static_cast<A>(u[e]);
 }
 
-// h = a h + du B for one state n, and y += C h (twice the real part if complex).
+// h = a prev + du B and y += C h for kWide states, all decays exponentials; `a` is kept where Keep.
+template <typename A, typename X, bool Keep, bool Signed>
+inline void advance_real(int64_t count, int64_t block, const A* __restrict d,
+                         const A* __restrict du, const A* __restrict rate, const X* Bt,
+                         const X* Ct, const A* prev, A* next, A* __restrict a, A* __restrict y) {
+  static_assert(kWide == 4);
+  const A b0 = Bt[0], b1 = Bt[1], b2 = Bt[2], b3 = Bt[3];
+  const A c0 = Ct[0], c1 = Ct[1], c2 = Ct[2], c3 = Ct[3];
+  const auto one = [&](int64_t e, int64_t i, A b, A c) {
+    const A f = decay<A>(d[e] * rate[i], Signed), h = f * prev[i] + du[e] * b;
+    if constexpr (Keep) a[i] = f;
+    next[i] = h;
+    return c * h;
+  };
+#pragma omp simd
+  for (int64_t e = 0; e < count; ++e)
+    y[e] += one(e, e, b0, c0) + one(e, block + e, b1, c1) + one(e, 2 * block + e, b2, c2) +
+            one(e, 3 * block + e, b3, c3);
+}
+
+// As above for one state whose decay is in `ar` and `ai`; complex: y += 2 Re(C h).
 template <typename A, bool cplx>
 inline void advance(int64_t count, const A* __restrict ar, const A* __restrict ai,
-                    const A* __restrict du, A br, A bi, A cr, A ci, const A* __restrict pr,
-                    const A* __restrict pi, A* __restrict hr, A* __restrict hi, A* __restrict y) {
+                    const A* __restrict du, A br, A bi, A cr, A ci, const A* pr, const A* pi,
+                    A* hr, A* hi, A* __restrict y) {
 #pragma omp simd
   for (int64_t e = 0; e < count; ++e) {
     if constexpr (cplx) {
@@ -183,6 +224,36 @@ inline void advance(int64_t count, const A* __restrict ar, const A* __restrict a
   }
 }
 
+// All states of a block at one step, from `prev` to `next`, which may be one; the decays go to `a`,
+// those of real states only where `keep`.
+template <typename A, typename X, bool cplx>
+inline void all_states(const Sizes& s, const Channels& c, const Decays<A, cplx>& decays,
+                       const X* Bt, const X* Ct, const A* d, const A* du, const A* prev, A* next,
+                       A* a, bool keep, A* y) {
+  constexpr int64_t w = cplx ? 2 : 1;
+  const int64_t half = s.N * s.block;
+  int64_t n = 0;
+  if constexpr (!cplx) {
+    const auto run = decays.is_signed ? (keep ? advance_real<A, X, true, true>
+                                              : advance_real<A, X, false, true>)
+                                      : (keep ? advance_real<A, X, true, false>
+                                              : advance_real<A, X, false, false>);
+    for (; !decays.given && n + kWide <= s.N; n += kWide) {
+      const int64_t o = n * s.block;
+      run(c.count, s.block, d, du, &decays.re[o], Bt + n, Ct + n, prev + o, next + o, a + o, y);
+    }
+  }
+  for (; n < s.N; ++n) {
+    const int64_t o = n * s.block;
+    A *ar = a + o, *ai = cplx ? a + half + o : nullptr;
+    decays.evaluate(n, s.block, c.count, d, ar, ai);
+    const A bi = cplx ? A(Bt[w * n + w - 1]) : A(0), ci = cplx ? A(Ct[w * n + w - 1]) : A(0);
+    advance<A, cplx>(c.count, ar, ai, du, A(Bt[w * n]), bi, A(Ct[w * n]), ci, prev + o,
+                     cplx ? prev + half + o : nullptr, next + o,
+                     cplx ? next + half + o : nullptr, y);
+  }
+}
+
 // ---------------------------------------------------------------- forward
 
 template <typename A, typename X, bool cplx>
@@ -192,9 +263,8 @@ void forward_block(const Sizes& s, const Inputs<A, X>& in, const Flags& flags, i
   const Channels c = channels(s, block);
   const Decays<A, cplx> decays(s, c, in.A_, in.override_, flags.is_signed);
   const int64_t half = s.N * s.block;
-  std::vector<A> h(w * half, A(0)), scratch(6 * s.block);
+  std::vector<A> h(w * half, A(0)), a(w * half), scratch(4 * s.block);
   A *raw = scratch.data(), *d = raw + s.block, *du = d + s.block, *y = du + s.block;
-  A *ar = y + s.block, *ai = ar + s.block;
   load_state<A, cplx>(s, c, in.h0 + w * b * s.E * s.N, h.data());
   for (int64_t t = 0; t < s.T; ++t) {
     if (kept && t % kChunk == 0) {
@@ -202,17 +272,13 @@ void forward_block(const Sizes& s, const Inputs<A, X>& in, const Flags& flags, i
       for (int64_t k = 0; k < w * s.N; ++k) std::copy_n(&h[k * s.block], c.count, to + k * c.count);
     }
     if (in.reset && in.reset[b * s.T + t]) std::fill(h.begin(), h.end(), A(0));
+    if (t + kAhead < s.T) foresee(in, c, b, t + kAhead);
     drive(in, flags, c, b, t, raw, d, du);
     const X* __restrict u = in.u.at(b, t) + c.first;
     for (int64_t e = 0; e < c.count; ++e)
       y[e] = in.D ? in.D[c.first + e] * static_cast<A>(u[e]) : A(0);
-    const X *Bt = in.Bm.at(b, t, c.group), *Ct = in.Cm.at(b, t, c.group);
-    for (int64_t n = 0; n < s.N; ++n) {
-      decays.evaluate(n, s.block, c.count, d, ar, ai);
-      A *hr = &h[n * s.block], *hi = cplx ? hr + half : nullptr;
-      const A bi = cplx ? A(Bt[w * n + w - 1]) : A(0), ci = cplx ? A(Ct[w * n + w - 1]) : A(0);
-      advance<A, cplx>(c.count, ar, ai, du, A(Bt[w * n]), bi, A(Ct[w * n]), ci, hr, hi, hr, hi, y);
-    }
+    all_states<A, X, cplx>(s, c, decays, in.Bm.at(b, t, c.group), in.Cm.at(b, t, c.group), d, du,
+                           h.data(), h.data(), a.data(), false, y);
     X* __restrict o = out + (b * s.T + t) * s.E + c.first;
     if (in.z.data) {
       const X* __restrict z = in.z.at(b, t) + c.first;
@@ -270,44 +336,48 @@ void replay(const Sizes& s, const Inputs<A, X>& in, const Flags& flags, const Ch
     A *raw = &k.raw[i * s.block], *d = &k.d[i * s.block], *du = &k.du[i * s.block];
     A *y = &k.pre[i * s.block], *next = &k.h[(i + 1) * size], *a = &k.a[i * size];
     const A* prev = k.found(i, in.reset && in.reset[b * s.T + t]);
+    if (t + kAhead < end) foresee(in, c, b, t + kAhead);
     drive(in, flags, c, b, t, raw, d, du);
     const X* __restrict u = in.u.at(b, t) + c.first;
     for (int64_t e = 0; e < c.count; ++e)
       y[e] = in.D ? in.D[c.first + e] * static_cast<A>(u[e]) : A(0);
-    const X *Bt = in.Bm.at(b, t, c.group), *Ct = in.Cm.at(b, t, c.group);
-    for (int64_t n = 0; n < s.N; ++n) {
-      const int64_t o = n * s.block;
-      A *ar = a + o, *ai = cplx ? a + half + o : nullptr;
-      decays.evaluate(n, s.block, c.count, d, ar, ai);
-      const A bi = cplx ? A(Bt[w * n + w - 1]) : A(0), ci = cplx ? A(Ct[w * n + w - 1]) : A(0);
-      advance<A, cplx>(c.count, ar, ai, du, A(Bt[w * n]), bi, A(Ct[w * n]), ci, prev + o,
-                       cplx ? prev + half + o : nullptr, next + o,
-                       cplx ? next + half + o : nullptr, y);
-    }
+    all_states<A, X, cplx>(s, c, decays, in.Bm.at(b, t, c.group), in.Cm.at(b, t, c.group), d, du,
+                           prev, next, a, true, y);
   }
 }
 
-// The adjoint of one state n at one step. `slope`: 0 the decay was given, 1 exp, 2 signed.
-template <typename A>
-inline void adjoint_real(int64_t count, int slope, A br, A cr, const A* __restrict ar,
-                         const A* __restrict Ar, const A* __restrict d, const A* __restrict du,
-                         const A* __restrict u, const A* __restrict gy, const A* __restrict prev,
+// The adjoint of W real states at one step. Slope: 0 the decay was given, 1 exp, 2 signed. `dd` gets
+// the sum of l A log2(e), `dsum` that of v B.
+template <typename A, typename X, int W, int Slope>
+inline void adjoint_real(int64_t count, int64_t block, const X* Bt, const X* Ct,
+                         const A* __restrict a, const A* __restrict rate, const A* __restrict d,
+                         const A* __restrict du, const A* __restrict gy, const A* __restrict prev,
                          const A* __restrict h, A* __restrict v, A* __restrict dA,
-                         A* __restrict dd, A* __restrict dsum, A& dB, A& dC) {
-  const A one = slope == 2 ? A(1) : A(0), use = slope == 0 ? A(0) : A(1);
-  A sum_b = 0, sum_c = 0;
-#pragma omp simd reduction(+ : sum_b, sum_c)
-  for (int64_t e = 0; e < count; ++e) {
-    const A x = v[e] + cr * gy[e];
-    sum_c += gy[e] * h[e];
+                         A* __restrict dd, A* __restrict dsum, A* dB, A* dC) {
+  static_assert(W == 1 || W == 2);
+  const A b0 = Bt[0], b1 = Bt[W - 1], c0 = Ct[0], c1 = Ct[W - 1];
+  A sum_b0 = 0, sum_b1 = 0, sum_c0 = 0, sum_c1 = 0;
+  const auto one = [&](int64_t e, int64_t o, A b, A c, A& sum_b, A& sum_c, A& to_d, A& to_sum) {
+    const A x = v[o + e] + c * gy[e], left = a[o + e] * x;
+    sum_c += gy[e] * h[o + e];
     sum_b += x * du[e];
-    const A dlog = use * x * prev[e] * (ar[e] + one);
-    dA[e] += dlog * d[e];
-    dd[e] += dlog * Ar[e] + x * u[e] * br;
-    dsum[e] += x * br;
-    v[e] = ar[e] * x;
+    if constexpr (Slope != 0) {
+      const A dlog = (Slope == 2 ? left + x : left) * prev[o + e];
+      dA[o + e] += dlog * d[e];
+      to_d += dlog * rate[o + e];
+    }
+    to_sum += x * b;
+    v[o + e] = left;
+  };
+#pragma omp simd reduction(+ : sum_b0, sum_b1, sum_c0, sum_c1)
+  for (int64_t e = 0; e < count; ++e) {
+    A to_d = dd[e], to_sum = dsum[e];
+    one(e, 0, b0, c0, sum_b0, sum_c0, to_d, to_sum);
+    if constexpr (W == 2) one(e, block, b1, c1, sum_b1, sum_c1, to_d, to_sum);
+    dd[e] = to_d, dsum[e] = to_sum;
   }
-  dB += sum_b, dC += sum_c;
+  dB[0] += sum_b0, dC[0] += sum_c0;
+  if constexpr (W == 2) dB[1] += sum_b1, dC[1] += sum_c1;
 }
 
 // As above for complex numbers in torch's convention; y = 2 Re(C h), so the adjoint of h is
@@ -373,10 +443,17 @@ void backward_step(const Sizes& s, const Inputs<A, X>& in, const Flags& flags, c
                          u, gy, prev + o, h + o, &k.v[o], &k.dA[o], dd, dsum, dB + 2 * n,
                          dC + 2 * n);
     } else {
-      adjoint_real<A>(c.count, slope, A(Bt[n]), A(Ct[n]), a + o, &decays.re[o], d, du, u, gy,
-                      prev + o, h + o, &k.v[o], &k.dA[o], dd, dsum, dB[n], dC[n]);
+      const int64_t wide = slope != 0 && n + 1 < s.N && !decays.fixed(n + 1) ? 2 : 1;
+      const auto run = slope == 0  ? adjoint_real<A, X, 1, 0>
+                       : wide == 1 ? (slope == 1 ? adjoint_real<A, X, 1, 1> : adjoint_real<A, X, 1, 2>)
+                                   : (slope == 1 ? adjoint_real<A, X, 2, 1> : adjoint_real<A, X, 2, 2>);
+      run(c.count, s.block, Bt + n, Ct + n, a + o, &decays.re[o], d, du, gy, prev + o, h + o,
+          &k.v[o], &k.dA[o], dd, dsum, dB + n, dC + n);
+      n += wide - 1;
     }
   }
+  if constexpr (!cplx)
+    for (int64_t e = 0; e < c.count; ++e) dd[e] = A(kLn2) * dd[e] + u[e] * dsum[e];
   X* __restrict gu = g.u + at + c.first;
   A* __restrict gdt = g.dt + at + c.first;
   for (int64_t e = 0; e < c.count; ++e) {
@@ -385,8 +462,10 @@ void backward_step(const Sizes& s, const Inputs<A, X>& in, const Flags& flags, c
   }
   if (flags.softplus) {
 #pragma omp simd
-    for (int64_t e = 0; e < c.count; ++e)
-      gdt[e] = raw[e] > A(20) ? dd[e] : dd[e] * sigmoid_(raw[e]);
+    for (int64_t e = 0; e < c.count; ++e) {
+      const A below = dd[e] * sigmoid_(raw[e]);  // outside of the choice: a division in it is scalar
+      gdt[e] = raw[e] > A(20) ? dd[e] : below;
+    }
   } else {
     std::copy_n(dd, c.count, gdt);
   }
@@ -406,6 +485,7 @@ void backward_block(const Sizes& s, const Inputs<A, X>& in, const Flags& flags, 
   for (int64_t chunk = s.chunks - 1; chunk >= 0; --chunk) {
     replay<A, X, cplx>(s, in, flags, c, decays, b, chunk, kept, k);
     for (int64_t t = std::min(s.T, (chunk + 1) * kChunk) - 1; t >= chunk * kChunk; --t) {
+      if (t >= kAhead) foresee(grad + (b * s.T + t - kAhead) * s.E + c.first, c.count);
       const int64_t offset = w * (t * s.G + c.group) * s.N;
       backward_step<A, X, cplx>(s, in, flags, c, decays, b, t, grad, k, g, dB + offset,
                                 dC + offset);

@@ -314,3 +314,20 @@ def test_every_single_reset_position_is_honoured():
         for backend in FAST_BACKENDS:
             assert_close(selective_scan(**arguments, backend=backend)[0], expected, DOUBLE, 9)
     assert pattern("none", 2, 9) is None
+
+
+def test_decays_at_the_ends_of_float32_are_nothing_everything_and_not_a_number():
+    one = torch.ones(1, 1, 4)
+    dt = torch.tensor([1e30, 200.0, 0.0, float("nan")]).view(1, 1, 4)
+    _, h = selective_scan(
+        torch.zeros(1, 1, 4), dt, -torch.ones(4, 1), one[..., :1], one[..., :1],
+        h0=torch.ones(1, 4, 1), dt_softplus=False, backend="cpu",
+    )  # fmt: skip
+    assert (h[0, :2, 0] <= 2.0**-126).all()
+    assert h[0, 2, 0] == 1
+    assert h[0, 3, 0].isnan()
+    grown, _ = selective_scan(
+        torch.zeros(1, 1, 1), torch.full((1, 1, 1), -200.0), -torch.ones(1, 1), one[..., :1],
+        one[..., :1], h0=torch.ones(1, 1, 1), dt_softplus=False, backend="cpu",
+    )  # fmt: skip
+    assert grown.isinf().all()

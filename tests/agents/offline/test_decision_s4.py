@@ -14,7 +14,9 @@ from statewise.agents.offline.decision_s4 import (
     build_core,
     build_policy,
 )
+from statewise.agents.offline.tokens import PolicyRows
 from statewise.data.samplers import TrajectoryConfig
+from statewise.kernels import join_step_runs, lti_blocks_step_runs
 from statewise.ssm.block import BlockConfig
 from statewise.ssm.build import SEQUENCES
 from statewise.ssm.s4d import S4DConfig
@@ -29,7 +31,7 @@ from tests.agents.offline.sequence_cases import (
     s4,
 )
 from tests.agents.ppo_cases import copied
-from tests.tolerance import ORACLE_FLOAT64, assert_within
+from tests.tolerance import ORACLE_FLOAT64, assert_close, assert_within
 
 SMALL_S4D = DecisionS4Sequence(d_model=4, num_layers=1, s4d=S4DConfig(state_size=4))
 
@@ -60,6 +62,53 @@ def test_a_token_is_its_equation() -> None:
         first, last = tokens.project[0], tokens.project[2]
         expected = last(F.gelu(first(torch.cat([part.tanh() for part in parts], -1))))
         assert_within(tokens(rows)[0], expected, ORACLE_FLOAT64)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("parity", ["ours", "paper"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_acting_in_one_call_equals_the_blocks_over_steps_with_resets(
+    parity: Any, batch: int, dtype: torch.dtype
+) -> None:
+    sequence = DecisionS4Sequence(d_model=6, num_layers=3, s4d=S4DConfig(state_size=4))
+    core = build_core(DecisionS4Config(parity=parity, sequence=sequence)).to(dtype).eval()
+    x = torch.randn(batch, 5, 6, dtype=dtype)
+    reset = torch.rand(batch, 5) < 0.3
+    with torch.no_grad():
+        expected, last = core(x, None, reset)
+        state, cache = core.initial_state(batch), core.prepare_step()
+        assert lti_blocks_step_runs(x[:, 0], state["0.h"], "auto")
+        for t in range(5):
+            y, state = core.step(x[:, t], state, reset[:, t], cache=cache)
+            assert_close(y, expected[:, t], dtype, 5)
+        for key, value in last.items():
+            assert_close(state[key], value, dtype, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_token_in_one_call_equals_its_layers(dtype: torch.dtype) -> None:
+    policy = s4().policy.to(dtype).eval()
+    rows = rows_of(policy, batch_of(make_dataset((5,)), [0]))
+    one = PolicyRows(*(part[:, 2] for part in rows))
+    with torch.no_grad():
+        assert join_step_runs(one.obs, policy.tokens.embed_obs.weight)
+        together = policy.tokens.arriving(one)
+    assert_close(together.detach(), policy.tokens.arriving(one).detach(), dtype, 1)
+    large = PolicyRows(*(part.expand(700, *part.shape[1:]) for part in one))
+    with torch.no_grad():  # by the products of torch
+        assert_close(policy.tokens.arriving(large)[-1:], together, dtype, 1)
+
+
+def test_acting_sees_weights_that_changed() -> None:
+    core = build_core(DecisionS4Config(sequence=SMALL_S4D)).double().eval()
+    x, state = torch.randn(2, 4).double(), core.initial_state(2)
+    with torch.no_grad():
+        before, _ = core.step(x, state, cache=core.prepare_step())
+        core.blocks[0].layer.layer.A_im.add_(1.0)
+        core.blocks[0].layer.layer.B.mul_(2.0)
+        after, _ = core.step(x, state, cache=core.prepare_step())
+        assert not torch.equal(before, after)
+        assert_within(after, core(x[:, None])[0][:, 0], ORACLE_FLOAT64)
 
 
 def test_the_paper_has_no_first_step_in_its_loss() -> None:

@@ -55,6 +55,19 @@ def test_packed_episodes_are_predicted_as_alone(name: str) -> None:
             begin += steps
 
 
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_predictions_are_the_head_of_the_outputs_at_their_tokens(name: str) -> None:
+    policy = double(MAKERS[name]())
+    rows = rows_of(policy, batch_of(make_dataset((3, 1, 4)), [0, 1, 2], packed=True))
+    predicted = policy(rows)
+    whole = policy.head(policy.at(policy.outputs(rows), policy.tokens.read_at))
+    assert_within(predicted.detach(), whole.detach(), ORACLE_FLOAT64)
+    weight = torch.randn_like(whole)
+    expected = gradients(policy, (whole * weight).sum())
+    for key, value in gradients(policy, (predicted * weight).sum()).items():
+        assert_within(value, expected[key], ORACLE_FLOAT64)
+
+
 def loss_and_gradients(agent: SequenceAgent, batch: SampledBatch) -> dict[str, torch.Tensor]:
     loss = agent.losses(agent.policy.rows(batch), batch)["action"]
     return {"loss": loss} | gradients(agent.policy, loss)
