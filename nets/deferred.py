@@ -43,6 +43,10 @@ class LoopLinear:
 
     def __init__(self, weight: Tensor, added: Tensor):
         self._inputs: list[Tensor] = []
+        if torch.compiler.is_compiling():  # which cannot see into `_Collect`
+            self._is_kept, self._weight = False, weight.t()
+            self._added = iter(added.unbind(1))
+            return
         self._is_kept = torch.is_grad_enabled() and weight.requires_grad
         collect = _Collect.apply(added.transpose(0, 1), weight, self._inputs)  # type: ignore[no-untyped-call]
         self._added = iter(collect.unbind(0))
