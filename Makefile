@@ -20,7 +20,7 @@ $(VENV)/.installed: $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install --quiet -c constraints.txt -e '.[popgym,atari,dmc,classic,sb3,jax,gpu,mujoco,offline,bench,dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[popgym,atari,dmc,envpool,minigrid,bsuite,memory-maze,classic,sb3,jax,gpu,mujoco,offline,bench,eval,dev]'
 	touch $@
 
 train: $(VENV)/.installed  ## train, evaluate and plot the default preset

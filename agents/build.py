@@ -6,6 +6,10 @@ from typing import Any, NamedTuple
 from statewise.agents.imagination.agent import ImaginationAgent
 from statewise.agents.imagination.systems import DramaConfig, DreamerConfig, R2IConfig
 from statewise.agents.imagination.world_learner import S4WMConfig, WorldLearner
+from statewise.agents.offline.algorithm_distillation import (
+    AlgorithmDistillation,
+    AlgorithmDistillationConfig,
+)
 from statewise.agents.offline.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from statewise.agents.offline.decision_mamba import DecisionMamba, DecisionMambaConfig
 from statewise.agents.offline.decision_mamba_mg import DecisionMambaMG, DecisionMambaMGConfig
@@ -17,6 +21,7 @@ from statewise.agents.offline.decision_transformer import (
 from statewise.agents.offline.iql import IQL, IQLConfig
 from statewise.agents.offline.td3_bc import TD3BC, TD3BCConfig
 from statewise.agents.recurrent_ppo import RecurrentPPO, RecurrentPPOConfig
+from statewise.agents.recurrent_sac import RecurrentSAC, RecurrentSACConfig
 
 
 class AgentRow(NamedTuple):
@@ -24,11 +29,12 @@ class AgentRow(NamedTuple):
 
     config: type[Any]
     make: Callable[..., Any]
-    """Makes the agent: of "online" an `Agent`, of "offline" an `OfflineAgent`, of "world_data" a
-    `WorldLearner`."""
+    """Makes the agent: of "online" an `Agent`, of "replay" and "world" a `ReplayAgent`, of
+    "offline" an `OfflineAgent`, of "world_data" a `WorldLearner`."""
     loop: str
-    """Where it learns: "online" in its environment, "world" there too, from a replay and in
-    imagination, "offline" from data, "world_data" a world model alone, from data."""
+    """Where it learns: "online" in its environment, "replay" there too, from a replay, "world" from
+    a replay and in imagination, "offline" from data, "world_data" a world model alone, from
+    data."""
     about: str
     page: str
 
@@ -40,6 +46,13 @@ AGENTS: dict[str, AgentRow] = {
         "online",
         "recurrent PPO on any sequence layer (Schulman et al. 2017; Lu et al. 2023)",
         "docs/systems/recurrent_ppo.md",
+    ),
+    "sac": AgentRow(
+        RecurrentSACConfig,
+        RecurrentSAC,
+        "replay",
+        "recurrent soft actor-critic on any sequence layer, Box actions (Haarnoja et al. 2018)",
+        "docs/systems/recurrent_sac.md",
     ),
     "dt": AgentRow(
         DecisionTransformerConfig,
@@ -68,6 +81,13 @@ AGENTS: dict[str, AgentRow] = {
         "offline",
         "multi-grained Decision Mamba with self-evolution (Lv et al. 2024)",
         "docs/systems/decision_mamba.md",
+    ),
+    "ad": AgentRow(
+        AlgorithmDistillationConfig,
+        AlgorithmDistillation,
+        "offline",
+        "Algorithm Distillation: learns from histories to learn in context (Laskin et al. 2023)",
+        "docs/systems/algorithm_distillation.md",
     ),
     "bc": AgentRow(
         BehaviorCloningConfig,

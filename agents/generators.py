@@ -6,6 +6,11 @@ from torch import Tensor
 _SIZES = {"cpu": torch.Generator().get_state().numel(), "cuda": 16}  # bytes of a state
 
 
+def generators_of(agent: object) -> dict[str, torch.Generator]:
+    """Return the random generators that an agent holds as attributes, by their names."""
+    return {name: x for name, x in vars(agent).items() if isinstance(x, torch.Generator)}
+
+
 def restore(generator: torch.Generator, state: Tensor) -> None:
     """Let a generator go on from a state.
 

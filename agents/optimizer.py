@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from statewise.agents import parallel
 from statewise.agents.laprop import LaProp
 from statewise.agents.recurrent_ppo import NonFiniteLossError
 from statewise.ssm.groups import parameter_groups, ssm_parameter_names
@@ -157,6 +158,8 @@ class Optimizer:
     def step(self, losses: dict[str, Tensor], total: Tensor, update: int) -> dict[str, float]:
         """Differentiate `total` and move the parameters.
 
+        With several processes `total` is this one's share; gradients are averaged.
+
         Args:
             losses: the terms of `total` by name, for the error.
             total: scalar.
@@ -174,8 +177,10 @@ class Optimizer:
             group["lr"] = rate * group["lr_factor"]
         adam.zero_grad(set_to_none=True)
         total.backward()
+        parallel.mean_gradients(self.module)
         norm = clip_gradients(self.module, self.settings.max_grad_norm, self.settings.clip)
         if not bool(norm.isfinite()):
+            losses = parallel.mean_losses(losses)
             bad = [name for name, loss in losses.items() if not bool(loss.isfinite())]
             raise NonFiniteLossError(
                 f"expected a finite update, got {', '.join(bad) or 'a gradient norm'} = NaN or "

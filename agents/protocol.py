@@ -1,7 +1,9 @@
 """What every agent offers to loops and evaluation."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from statewise.data.step import Batch
@@ -55,4 +57,30 @@ class Agent(ActingAgent, Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; raise ValueError on missing or extra keys."""
+        ...
+
+
+class ReplayAgent(ActingAgent, Protocol):
+    """A policy with a recurrent state that learns from windows of a replay."""
+
+    device: torch.device
+    steps_seen: int
+    """Environment steps it has learned from; the loop counts them."""
+    updates_done: int
+
+    @property
+    def update(self) -> Callable[..., Metrics]:
+        """Take the gradient steps of `ReplayBatch`es: windows, and whatever else the loop draws."""
+        ...
+
+    def stored_state(self, state: State) -> State:
+        """Return what a replay stores of a state, if it stores any."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to resume, as `Agent`."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, as `Agent`."""
         ...

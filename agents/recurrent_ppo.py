@@ -24,6 +24,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from statewise.agents import parallel
 from statewise.agents.generators import restore
 from statewise.agents.protocol import Agent, Metrics
 from statewise.agents.returns import generalized_advantage
@@ -130,14 +131,21 @@ class ActorCritic(nn.Module):
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Average `x` over the rows that are `valid`; both (B, T)."""
-    return torch.where(valid, x, 0).sum() / valid.sum().clamp(min=1)
+    """Average `x` over the rows that are `valid`; both (B, T).
+
+    With several processes this is a share, whose mean over them is the mean over all rows.
+    """
+    return parallel.mean_share(torch.where(valid, x, 0).sum(), valid.sum())
 
 
 def standardize(x: Tensor, valid: Tensor) -> Tensor:
-    """Shift and scale `x` to mean 0 and deviation 1 over the rows that are `valid`; both (B, T)."""
-    mean = masked_mean(x, valid)
-    return (x - mean) / (masked_mean((x - mean).square(), valid).sqrt() + 1e-8)
+    """Shift and scale `x` to mean 0 and deviation 1 over the rows that are `valid`; both (B, T).
+
+    The rows are those of all processes.
+    """
+    mean = parallel.mean(masked_mean(x, valid))
+    variance = parallel.mean(masked_mean((x - mean).square(), valid))
+    return (x - mean) / (variance.sqrt() + 1e-8)
 
 
 def ppo_loss(
@@ -188,12 +196,15 @@ def weighted_sum(losses: dict[str, Tensor], scale: LossScale) -> Tensor:
 
 
 def explained_variance(value: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Return 1 - Var(target - value) / Var(target) over the valid rows; 0 if undefined."""
+    """Return 1 - Var(target - value) / Var(target) over the valid rows; 0 if undefined.
+
+    The rows are those of all processes.
+    """
     v, r = value[valid], target[valid]
-    if len(r) < 2:
+    if int(parallel.total(torch.tensor(len(r)))) < 2:
         return r.new_zeros(())
-    variance = r.var()
-    return torch.where(variance > 0, 1 - (r - v).var() / variance, 0)
+    variance = parallel.variance(r)
+    return torch.where(variance > 0, 1 - parallel.variance(r - v) / variance, 0)
 
 
 class RecurrentPPO:
@@ -260,7 +271,10 @@ class RecurrentPPO:
         return action, {"value": value, "log_prob": policy.log_prob(action)}, state
 
     def update(self, batch: Batch) -> Metrics:
-        """Run the epochs of one rollout of (B, T) rows; see `Agent`."""
+        """Run the epochs of one rollout of (B, T) rows; see `Agent`.
+
+        With several processes the rollout is this one's share, and the metrics are of all.
+        """
         config, step = self.config, batch.step
         terminated = step.terminated
         if config.truncation == "terminate":
@@ -273,6 +287,7 @@ class RecurrentPPO:
             step.truncated,
             discount=config.discount,
             trace=config.trace,
+            valid=step.valid,
         )
         if config.normalize_advantage == "rollout":
             advantage = standardize(advantage, step.valid)
@@ -283,14 +298,14 @@ class RecurrentPPO:
             num_epochs += 1
             for rows in self._minibatches(len(step.reward)):
                 collected.append(self._minibatch_step(batch, rows, advantage, target))
-            kl = collected[-1]["approx_kl"] if config.target_kl > 0 else None
+            kl = parallel.mean(collected[-1]["approx_kl"]) if config.target_kl > 0 else None
             if kl is not None and float(kl) > config.target_kl:
                 break
         self._cache = None
-        self.steps_seen += int(step.valid.sum())
-        metrics = {
-            name: float(torch.stack([m[name] for m in collected]).mean()) for name in collected[0]
-        }
+        self.steps_seen += int(parallel.total(step.valid.sum()))
+        metrics = parallel.mean_metrics(
+            {name: float(torch.stack([m[name] for m in collected]).mean()) for name in collected[0]}
+        )
         explained = explained_variance(batch.extras["value"], target, step.valid)
         return metrics | {
             "explained_variance": float(explained),
@@ -368,6 +383,7 @@ class RecurrentPPO:
         )
         self.optimizer.zero_grad(set_to_none=True)
         weighted_sum(losses, config.loss_scale).backward()
+        parallel.mean_gradients(self.network)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
         self._require_finite(losses, norm)
         self.optimizer.step()
@@ -380,6 +396,7 @@ class RecurrentPPO:
     def _require_finite(self, losses: dict[str, Tensor], norm: Tensor) -> None:
         if bool(norm.isfinite()):
             return
+        losses = parallel.mean_losses(losses)
         bad = [f"{name}_loss" for name, loss in losses.items() if not bool(loss.isfinite())]
         raise NonFiniteLossError(
             f"expected a finite update, got {', '.join(bad) or 'a gradient norm'} = NaN or "

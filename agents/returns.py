@@ -21,6 +21,7 @@ def generalized_advantage(
     *,
     discount: float,
     trace: float,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over unaligned windows.
 
@@ -40,6 +41,8 @@ def generalized_advantage(
         truncated: (B, T) bool.
         discount: in [0, 1].
         trace: lambda in [0, 1].
+        valid: (B, T) bool, False on rows that are no steps; None where returns end before each
+            of them. Inside a trial they do not: such a row then counts as no time at all.
 
     Returns:
         Advantages (B, T) and value targets (B, T). Rows with `valid` False get a meaningless
@@ -49,6 +52,8 @@ def generalized_advantage(
     delta = reward + discount * following - value
     # The scan treats a decay of 0 as a cut, so that not even a NaN passes the end of an episode.
     decay = torch.where(terminated | truncated, 0, torch.full_like(delta, discount * trace))
+    if valid is not None:
+        delta, decay = torch.where(valid, delta, 0), torch.where(valid, decay, 1)
     advantage = discounted_scan(delta, decay)
     return advantage, advantage + value
 

@@ -1,9 +1,7 @@
 """One run of a claim: trained, or resumed, or found finished, then evaluated."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,7 @@ from statewise.bench.claim_metrics import SCORE
 from statewise.bench.claims import Arm, Claim, load_claim
 from statewise.bench.offline_arm import core_of, measure_acting, offline_row, world_row
 from statewise.bench.process import Answer, Job
-from statewise.data.files import sha256_of
-from statewise.training.api import resume_training, run_training
-from statewise.training.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
+from statewise.bench.resumable import finished_steps, minutes_of, train_to_end
 from statewise.training.config import (
     OfflineTrainConfig,
     RunConfig,
@@ -24,9 +20,7 @@ from statewise.training.config import (
 from statewise.training.evaluate import evaluate_run
 from statewise.training.log import read_metrics
 from statewise.training.offline_config import DataRunConfig
-from statewise.training.run import RunDirectory, RunError, read_json
-
-SHOWN = 12  # digits of a sha256 in a message
+from statewise.training.run import RunDirectory, read_json
 
 
 @dataclass(frozen=True)
@@ -53,10 +47,6 @@ class ClaimRun:
         """Its settings."""
         config = self.arm.config(self.seed, self.data_root)
         return apply_overrides(config, {"device": self.device})
-
-    def fits(self, found: RunConfig) -> bool:
-        """Return whether a run with these settings is this one, on whatever device."""
-        return found == apply_overrides(self.config, {"device": found.device})
 
 
 def run_path(root: Path, claim: Claim, arm: str, seed: int) -> Path:
@@ -94,17 +84,12 @@ def run_job(job: Job) -> Answer:
 def find_row(run: ClaimRun) -> Answer | None:
     """Return the row of a run that is finished, None of any other."""
     config, path = run.config, run.path
-    if not (path / "manifest.json").is_file() or not (path / "config.yaml").is_file():
+    steps = finished_steps(path, config)
+    evaluation = None if steps is None else _found_evaluation(run.claim, config, path, steps)
+    if evaluation is None:
         return None
     directory = RunDirectory.open(path)
-    newest = newest_checkpoint(directory.checkpoints_dir)
     found = load_config(directory.config_path)
-    if newest is None or not run.fits(found):
-        return None
-    steps = int(load_checkpoint(newest)["steps"])
-    evaluation = _found_evaluation(run.claim, config, path, steps)
-    if steps < config.end or evaluation is None or _other_data(directory, config):
-        return None
     log = read_metrics(directory)
     row = _common_row(run, directory, evaluation) | {"device": found.device}
     if isinstance(config, OfflineTrainConfig):
@@ -138,7 +123,7 @@ def _common_row(
         "task": evaluation["env"],
         "seed": run.seed,
         "steps": evaluation["step"],
-        "minutes": _minutes(directory),
+        "minutes": minutes_of(directory),
     }
 
 
@@ -151,74 +136,12 @@ def _train(run: ClaimRun, config: RunConfig) -> int:
     if isinstance(config, S4WMRun) and arm.held_out is not None:
         words += ["--eval.data", config.eval.data]
     command = ["statewise", "train", arm.preset, *words, "--seed", str(config.seed)]
-    _clear_unstarted(path)
-    if not path.exists():
-        run_training(config, path, command, quiet=True)
-    else:
-        directory = RunDirectory.open(path)
-        if not run.fits(load_config(directory.config_path)):
-            raise RunError(f"{path} was trained with other settings: move it away to train again")
-        if file := _other_data(directory, config):
-            raise RunError(
-                f"{path} was trained with another {file}: put that back, or move the run away "
-                "to train again"
-            )
-        if _steps(directory) < config.end:
-            resume_training(path, command, quiet=True)
-    return _steps(RunDirectory.open(path))
+    return train_to_end(path, config, command)
 
 
 def _words(path: str, value: Any) -> list[str]:
     """Return an override as a command line has it."""
     return [f"--{path}", *map(str, value if isinstance(value, list) else [value])]
-
-
-def _other_data(directory: RunDirectory, config: RunConfig) -> str:
-    """Return a file that is not what the run read, "" if there is none.
-
-    A file that is not there is not another one.
-    """
-    if not isinstance(config, DataRunConfig):
-        return ""
-    manifest = directory.read_manifest()
-    held_out = [config.eval.data] if isinstance(config, S4WMRun) and config.eval.data else []
-    noted = [
-        *zip(config.data.paths, manifest.get("data", {}).get("sha256", ()), strict=False),
-        *zip(held_out, manifest.get("held_out", {}).get("sha256", ()), strict=False),
-    ]
-    for path, sha256 in noted:
-        file = Path(path)
-        if file.exists() and _sha256(file, file.stat().st_mtime_ns) != sha256:
-            return path
-    return ""
-
-
-@lru_cache
-def _sha256(path: Path, _: int) -> str:
-    """Return the sha256 of a file, which many runs learn from, as it was at a time."""
-    return sha256_of(path)
-
-
-def _clear_unstarted(path: Path) -> None:
-    """Remove what is left of a run that was killed before its first checkpoint."""
-    checkpoints = path / "checkpoints"
-    if not path.is_dir() or (checkpoints.is_dir() and any(checkpoints.glob("[0-9]*"))):
-        return
-    if not (path / "manifest.json").is_file():
-        leftover = {entry.name for entry in path.iterdir()} - {".lock", "config.yaml"}
-        if any(not name.endswith(".tmp") for name in leftover):
-            raise RunError(f"{path}: expected a run of this claim, it holds {min(leftover)}")
-        shutil.rmtree(path)
-        return
-    with RunDirectory.open(path).lock():
-        shutil.rmtree(path)
-
-
-def _steps(run: RunDirectory) -> int:
-    newest = newest_checkpoint(run.checkpoints_dir)
-    if newest is None:
-        raise CheckpointError(f"{run.checkpoints_dir} holds no valid checkpoint: move it away")
-    return int(load_checkpoint(newest)["steps"])
 
 
 def _evaluate(run: ClaimRun, config: RunConfig, steps: int) -> None:
@@ -246,9 +169,3 @@ def _found_evaluation(
         wanted = [*config.eval.returns_asked()] or [None]
     played = (found.get("step"), found.get("actions"), len(found.get("episodes", ())), targets)
     return found if played == (steps, claim.actions, claim.episodes, wanted) else None
-
-
-def _minutes(run: RunDirectory) -> float:
-    """Return minutes of training, those before a restart included."""
-    rows = read_metrics(run)
-    return round(rows[-1]["wall_s"] / 60, 2) if rows else 0.0

@@ -40,7 +40,7 @@ def draw_curves(claim: Claim, runs: Collection[tuple[str, int]], root: Path, pat
     for name in dict.fromkeys(name for name, _ in runs):
         paths = [run_path(root, claim, *run) for run in runs if run[0] == name]
         curves[name] = (
-            read_curves(paths) if metric == METRIC else [_read(one, metric) for one in paths]
+            read_curves(paths) if metric == METRIC else [read_curve(one, metric) for one in paths]
         )
     figure, axes = start_axes(claim.title, next(iter(curves.values()))[0])
     axes.set_xlabel("updates" if claim.kind == "worlds" else "environment steps")
@@ -62,7 +62,8 @@ def draw_curves(claim: Claim, runs: Collection[tuple[str, int]], root: Path, pat
     figure.savefig(path)
 
 
-def _read(path: Path, metric: str) -> Curve:
+def read_curve(path: Path, metric: str) -> Curve:
+    """Return the curve of a logged number; without points if it was never finite."""
     run = RunDirectory.open(path)
     rows = [row for row in read_metrics(run) if math.isfinite(row.get(metric, math.nan))]
     steps, values = ([row[name] for row in rows] for name in ("step", metric))

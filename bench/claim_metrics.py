@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from statewise.bench.plain_values import PlainReader
 from statewise.training.config import OfflineTrainConfig, RunConfig, S4WMRun, TrainConfig
+from statewise.training.evaluate_trials import NUMBERS
+from statewise.training.offline_config import AlgorithmDistillationRun
+from statewise.training.stepper import MAX_PLACES
 
 SCORE = "score"
 METRICS = ("return", SCORE, "spread", "spearman", "relative_error")
@@ -104,7 +107,7 @@ class Measurable(NamedTuple):
             return f"one of {', '.join((*self.evaluated, *entries, *self.logged))}"
         if measure.metric not in self.logged:
             return f"one of {', '.join((*self.evaluated, *self.logged))}"
-        if measure.metric in _TRAINING or self.num_evaluations >= measure.last:
+        if measure.metric.startswith("rollout/") or self.num_evaluations >= measure.last:
             return ""
         return f"at least {measure.last} evaluations while it trains"
 
@@ -117,7 +120,10 @@ def measurable(config: RunConfig, obs_keys: Sequence[str] = ()) -> Measurable:
         obs_keys: names of the observations of a world model.
     """
     if isinstance(config, TrainConfig):
-        return Measurable((SCORE,), (), _TRAINING, 0)
+        if not config.env.trial.is_on:
+            return Measurable((SCORE,), (), _TRAINING, 0)
+        by_episode = (f"rollout/return_episode_{i + 1}" for i in range(_num_places(config)))
+        return Measurable((SCORE, *NUMBERS), (), (*_TRAINING, *by_episode), 0)
     if isinstance(config, S4WMRun):
         logged = ("eval/reconstruction", "eval/generation", *_REWARD)
         count = _count(config.end, config.eval.every_updates)
@@ -125,6 +131,10 @@ def measurable(config: RunConfig, obs_keys: Sequence[str] = ()) -> Measurable:
     if not isinstance(config, OfflineTrainConfig):
         count = _count(config.end, config.eval.every_steps)
         return Measurable((SCORE,), (), (*_TRAINING, "eval/return_mean"), count)
+    if isinstance(config, AlgorithmDistillationRun):
+        logged = tuple(f"eval/{name}" for name in ("return_mean", SCORE, *NUMBERS))
+        count = _count(config.end, config.eval.every_updates)
+        return Measurable(("return", SCORE, *NUMBERS), (), logged, count)
     targets = config.eval.returns_asked()
     of_several = ("spread", "spearman") if len(targets) > 1 else ()
     error = ("relative_error",) if targets and 0 not in targets else ()
@@ -167,6 +177,11 @@ def _find(evaluation: Mapping[str, Any], path: str) -> float | None:
     for part in path.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
     return None if node is None else float(node)
+
+
+def _num_places(config: TrainConfig) -> int:
+    """Return how many episodes of a trial have returns of their own in the log."""
+    return min(config.env.trial.episodes or MAX_PLACES, MAX_PLACES)
 
 
 def _count(end: int, every: int) -> int:

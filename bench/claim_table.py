@@ -69,7 +69,7 @@ def table_text(claim: Claim, rows: Rows, seeds: Sequence[int], absent: Collectio
                 row[place] = NO_DATA if arm.name in absent else NOT_RUN
             else:
                 row |= {key: NEVER for key in never if found[key] is None}
-            writer.writerow({key: _text(row.get(key)) for key in columns})
+            writer.writerow({key: cell_text(row.get(key)) for key in columns})
     return file.getvalue()
 
 
@@ -85,7 +85,8 @@ def _not_run(arm: Arm, seed: int) -> dict[str, Any]:
     }
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """Return a number with six digits, None as nothing."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -14,15 +14,17 @@ from typing import Any, Literal
 
 from statewise.bench.claim_checks import Check, read_check
 from statewise.bench.claim_data import ClaimData, read_claim_data
-from statewise.bench.claim_metrics import METRICS, Measure, measurable
+from statewise.bench.claim_metrics import METRICS, SCORE, Measure, measurable
 from statewise.bench.plain_values import PlainReader
 from statewise.training.config import (
     OfflineTrainConfig,
     RunConfig,
     S4WMRun,
+    TrainConfig,
     apply_overrides,
     load_preset,
 )
+from statewise.training.offline_config import AlgorithmDistillationRun
 from statewise.training.schema import ConfigError, nearest
 from statewise.training.yaml_text import read_yaml
 
@@ -42,6 +44,12 @@ def kind_of(config: RunConfig) -> Kind:
     if isinstance(config, S4WMRun):
         return "worlds"
     return "policies" if isinstance(config, OfflineTrainConfig) else "online"
+
+
+def has_trials(config: RunConfig) -> bool:
+    """Return whether an agent with these settings plays in trials of several episodes."""
+    is_on = isinstance(config, TrainConfig) and config.env.trial.is_on
+    return is_on or isinstance(config, AlgorithmDistillationRun)
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,11 @@ class Claim:
         )
 
     @property
+    def has_trials(self) -> bool:
+        """Whether all of its arms play in trials of several episodes."""
+        return all(has_trials(arm.config(0)) for arm in self.arms)
+
+    @property
     def unit(self) -> str:
         """What the runs' steps are."""
         return "steps" if self.kind == "online" else "updates"
@@ -125,7 +138,7 @@ class Claim:
     @property
     def has_summary(self) -> bool:
         """Whether there is more to tell than a score per run."""
-        return self.kind != "online" or any(one.is_logged for one in self.measures())
+        return self.kind != "online" or any(one.metric != SCORE for one in self.measures())
 
 
 def claim_names() -> list[str]:

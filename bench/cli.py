@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from statewise.bench.diagnose_cli import add_words, diagnose
+from statewise.bench.suite_cli import suite
 from statewise.training.arguments import command_parser, count, seed
 from statewise.training.schema import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from statewise.bench.envs import EnvsOptions
     from statewise.bench.layers import LayersOptions
     from statewise.bench.offline import OfflineOptions
     from statewise.bench.ppo import PPOOptions
+    from statewise.bench.rollout import RolloutOptions
     from statewise.bench.scan import Outcome, ScanOptions
     from statewise.bench.worldmodel import WorldModelOptions
 
@@ -47,9 +50,11 @@ def bench(argv: list[str]) -> int:
             print(line)
         return report.status
 
+    from statewise.bench import envs as envs_bench
     from statewise.bench import layers as layers_bench
     from statewise.bench import offline as offline_bench
     from statewise.bench import ppo as ppo_bench
+    from statewise.bench import rollout as rollout_bench
     from statewise.bench import scan as scan_bench
     from statewise.bench import worldmodel as worldmodel_bench
     from statewise.bench.table import load_average
@@ -61,6 +66,10 @@ def bench(argv: list[str]) -> int:
         outcome = layers_bench.run_layers(_layers_options(options), _say)
     elif options.name == "offline":
         outcome = offline_bench.run_offline(_offline_options(options), _say)
+    elif options.name == "envs":
+        outcome = envs_bench.run_envs(_envs_options(options), _say)
+    elif options.name == "rollout":
+        outcome = rollout_bench.run_rollout(_rollout_options(options), _say)
     elif options.name == "worldmodel":
         outcome = worldmodel_bench.run_worldmodel(_worldmodel_options(options), _say)
     else:
@@ -122,12 +131,16 @@ def reproduce(argv: list[str]) -> int:
     return 0 if passed else 1
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"bench": bench, "reproduce": reproduce}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "bench": bench,
+    "reproduce": reproduce,
+    "suite": suite,
+}
 
 
 def _bench_parser() -> argparse.ArgumentParser:
     parser = command_parser("bench", bench)
-    metavar = "scan|layers|ppo|offline|worldmodel|diagnose"
+    metavar = "scan|layers|ppo|offline|worldmodel|envs|rollout|diagnose"
     names = parser.add_subparsers(dest="name", required=True, metavar=metavar)
     scan = names.add_parser("scan", help="the linear scan, forward and backward")
     scan.add_argument("--shape", type=_shape, action="append", help="B,T,D; may be repeated")
@@ -145,7 +158,12 @@ def _bench_parser() -> argparse.ArgumentParser:
     offline.add_argument("--threads", type=count, default=2, help="of training and acting")
     world = names.add_parser("worldmodel", help="a world model with a scan and with a GRU")
     world.add_argument("--threads", type=count, default=2, help="of training and imagination")
-    for part in (scan, layers, ppo, offline, world):
+    envs = names.add_parser("envs", help="environments through our adapters and alone")
+    envs.add_argument("--case", action="append", metavar="TEXT", help="cases whose name holds it")
+    rollout = names.add_parser("rollout", help="acting and stepping, S5 and without memory")
+    for part in (envs, rollout):
+        part.add_argument("--threads", type=count, default=2, help="of torch and of the backends")
+    for part in (scan, layers, ppo, offline, world, envs, rollout):
         part.add_argument("--rounds", type=count, help="turns that every system takes")
         part.add_argument("--json", type=Path, metavar="F", help="write the rows to a file")
         part.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
@@ -239,6 +257,37 @@ def _worldmodel_options(options: argparse.Namespace) -> "WorldModelOptions":
             seconds=0.01,
         )
     return WorldModelOptions(threads=options.threads, rounds=options.rounds or 3)
+
+
+def _envs_options(options: argparse.Namespace) -> "EnvsOptions":
+    from statewise.bench.envs import CASES, EnvsOptions
+
+    wanted = options.case or [""]
+    cases = tuple(case for case in CASES if any(text in case.name for text in wanted))
+    if not cases:
+        names = "; ".join(case.name for case in CASES)
+        raise ConfigError(f"--case: expected a part of one of {names}; got {wanted[0]!r}")
+    if options.quick:
+        return EnvsOptions(
+            cases=cases,
+            num_envs=2,
+            threads=options.threads,
+            rounds=options.rounds or 1,
+            reps=1,
+            seconds=0.01,
+            steps=2,
+        )
+    return EnvsOptions(cases=cases, threads=options.threads, rounds=options.rounds or 3)
+
+
+def _rollout_options(options: argparse.Namespace) -> "RolloutOptions":
+    from statewise.bench.rollout import RolloutOptions
+
+    if options.quick:
+        return RolloutOptions(
+            num_envs=2, threads=options.threads, rounds=options.rounds or 1, reps=1, seconds=0.01
+        )
+    return RolloutOptions(threads=options.threads, rounds=options.rounds or 3)
 
 
 def _report(name: str, outcome: "Outcome", path: Path | None, load_before: float) -> int:

@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 from statewise.training.run import RunError
+
+POLL_S = 1.0
 
 Job = dict[str, Any]
 Answer = dict[str, Any]
@@ -36,7 +39,10 @@ def finish(process: subprocess.Popen[str], name: str) -> Answer:
     Raises:
         RunError: it failed; its own words are on stderr.
     """
-    out, _ = process.communicate()
+    out = None
+    while out is None:  # Ray's way to cancel a task does not end a wait, and is seen after it
+        with suppress(subprocess.TimeoutExpired):
+            out, _ = process.communicate(timeout=POLL_S)
     lines = out.splitlines()
     if process.returncode != 0 or not lines:
         raise RunError(f"{name}: the worker ended with status {process.returncode}, see above")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from statewise.bench.arm import ClaimRun, find_row
+from statewise.bench.claim_by_episode import draw_by_episode
 from statewise.bench.claim_figure import draw_curves
 from statewise.bench.claim_series import draw_series
 from statewise.bench.claim_table import NEVER, table_text
@@ -148,6 +149,8 @@ def _report(source: str, claim: Claim, plan: Plan) -> Result:
         written = [table, figure]
         if claim.arms[0].series:
             draw_series(claim, rows, plan.seeds, figure)
+        elif claim.has_trials:
+            draw_by_episode(claim, rows, plan.root, figure)
         elif claim.kind == "policies":
             draw_seeds(claim, rows, plan.seeds, figure)
         else:

@@ -52,8 +52,8 @@ def summary_lines(
             cells.append(
                 " ".join(NEVER if r["reached"] is None else str(r["reached"]) for r in own)
             )
-        lines.append(cells + [_number(fmean(row[column] for row in own)) for column in shown])
-    return [*_aligned(lines), *_devices(rows)]
+        lines.append(cells + [number_text(fmean(row[column] for row in own)) for column in shown])
+    return [*aligned(lines), *_devices(rows)]
 
 
 def _devices(rows: Rows) -> list[str]:
@@ -73,8 +73,9 @@ def document(source: str, claim: Claim, summary: Sequence[str], verdicts: Sequen
     """Return the page of a claim: what it says, the summary, the verdicts, the command."""
     per = {"online": "episodes", "policies": "episodes per target", "worlds": "episodes held out"}
     played = f"{claim.actions} actions, " if claim.actions else ""
+    unit = "trials" if claim.has_trials else per[claim.kind]
     legend = (
-        f"Last checkpoint, {played}{per[claim.kind]}: {claim.episodes}. Means "
+        f"Last checkpoint, {played}{unit}: {claim.episodes}. Means "
         "over seeds with the 95 % interval of Student's t; then the lowest and the highest seed."
     )
     for one in claim.measures():
@@ -109,11 +110,14 @@ def _spread(values: Sequence[float | None]) -> list[str]:
     if not known:
         return ["", ""]
     mean, low, high = mean_interval(known)
-    interval = "" if math.isnan(low) else f" [{_number(low)}, {_number(high)}]"
-    return [f"{_number(mean)}{interval}", f"{_number(min(known))}..{_number(max(known))}"]
+    interval = "" if math.isnan(low) else f" [{number_text(low)}, {number_text(high)}]"
+    return [
+        f"{number_text(mean)}{interval}",
+        f"{number_text(min(known))}..{number_text(max(known))}",
+    ]
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     """Return four digits, large numbers in whole, and no exponents."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
@@ -121,7 +125,7 @@ def _number(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of a Markdown table, padded so that they also read as plain text."""
     width = len(lines[0])
     filled = [[*line, *[""] * (width - len(line))] for line in lines]

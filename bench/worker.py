@@ -1,6 +1,6 @@
 """The process of one job: `python -m statewise.bench.worker JSON`; the answer is a line of JSON.
 
-Not for users: `statewise bench` and `statewise reproduce` start it.
+Not for users: `statewise bench`, `reproduce` and `suite` start it.
 """
 
 import json
@@ -24,9 +24,12 @@ JOBS = {
     "layers": "statewise.bench.layers_systems",
     "offline": "statewise.bench.offline_systems",
     "worldmodel": "statewise.bench.worldmodel_systems",
+    "envs": "statewise.bench.envs_systems",
+    "rollout": "statewise.bench.rollout_systems",
     "arm": "statewise.bench.arm",
     "data": "statewise.bench.data_job",
     "diagnose": "statewise.bench.diagnose_train",
+    "suite": "statewise.bench.suite_run",
 }
 PEERS = ("jax", "jaxlib", "mambapy", "sb3_contrib", "stable_baselines3", "transformers")
 INSTALL = "pip install 'statewise[bench]'"
@@ -73,6 +76,12 @@ def _watch_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def _hear_interrupts() -> None:
+    """Let SIGINT mean to stop, whoever started this: Ray's processes block it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def main(argv: list[str]) -> int:
     """Take a job from the command line, keep to its threads, and write the answer."""
     job = json.loads(argv[0])
@@ -82,12 +91,17 @@ def main(argv: list[str]) -> int:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     torch.set_num_threads(threads)
     keep_freed_memory()  # as in training; every system gets the same
+    _hear_interrupts()
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     try:
         answer = run_job(job)
     except KeyboardInterrupt:
         return 130
-    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+    try:
+        sys.stdout.write("\n" + json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody takes it any more; what was done stands in the run directory
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

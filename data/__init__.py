@@ -5,6 +5,7 @@ from statewise.data.dataset import EpisodeDataset, Statistics
 from statewise.data.episode import ArraySpec, DatasetInfo, Episode, EpisodeSource
 from statewise.data.errors import DatasetError, DatasetWarning
 from statewise.data.flat import ReadConfig
+from statewise.data.history_sampler import HistoryConfig, HistorySampler
 from statewise.data.inspect import dataset_table
 from statewise.data.load import load_dataset
 from statewise.data.memory import MemorySource
@@ -44,6 +45,8 @@ __all__ = [
     "Episode",
     "EpisodeDataset",
     "EpisodeSource",
+    "HistoryConfig",
+    "HistorySampler",
     "MemorySource",
     "ReadConfig",
     "SampledBatch",

@@ -57,7 +57,8 @@ class ReplayConfig:
     storage: StorageKind = "memory"  # memmap: files below a folder
     max_bytes: int = 16 * 2**30  # >= 1, most that rows in memory may take
     replay_state: ReplayState = "zero"  # memory before row 0: reset, as stored, or burnt in
-    burn_in: int = 0  # rows before a window that fill the memory; >= 1 with "burn_in" alone
+    burn_in: int = 0  # rows before a window that fill the memory: none with "zero", or from the
+    # stored memory on with "stored" (0 or more), or from a reset on with "burn_in" (1 or more)
     starts: StartKind = "any"  # episode: windows begin with first rows of episodes
     weights: Weights = "uniform"  # dfs: by how often a start was drawn
     dfs: DfsConfig = field(default_factory=DfsConfig)  # read with weights "dfs" alone
@@ -71,10 +72,15 @@ class ReplayConfig:
             if getattr(self, key) < 1:
                 problem = f"expected at least 1, got {getattr(self, key)}"
                 raise DataConfigError(problem, key=f"replay.{key}")
-        if (self.burn_in >= 1) != (self.replay_state == "burn_in") or self.burn_in < 0:
+        is_fit = {
+            "zero": self.burn_in == 0,
+            "stored": self.burn_in >= 0,
+            "burn_in": self.burn_in >= 1,
+        }[self.replay_state]
+        if not is_fit:
             raise DataConfigError(
-                f"expected at least 1 with replay_state 'burn_in' and 0 without, got"
-                f" {self.burn_in} with {self.replay_state!r}",
+                "expected at least 1 with replay_state 'burn_in', 0 or more with 'stored' and 0"
+                f" with 'zero', got {self.burn_in} with {self.replay_state!r}",
                 key="replay.burn_in",
             )
         if self.weights == "uniform" and self.dfs != DfsConfig():

@@ -42,6 +42,22 @@ def register() -> None:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else it greets on stderr
 
 
+def check_options(
+    env_id: str, kwargs: dict[str, Any], screen_size: int, frame_skip: int, noop_max: int
+) -> None:
+    """Raise EnvError for a value out of range, or an argument the preprocessing has taken over."""
+    if taken := sorted(_INSTEAD.keys() & kwargs.keys()):
+        raise EnvError(
+            f"expected arguments beside those of the preprocessing, got {taken[0]} for {env_id}: "
+            f"{_INSTEAD[taken[0]]}"
+        )
+    limits = {"screen_size": (screen_size, 8), "frame_skip": (frame_skip, 1)}
+    limits["noop_max"] = (noop_max, 0)
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise EnvError(f"expected {name} at least {least}, got {value} for {env_id}")
+
+
 class SeededEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Seeds the console at each reset; without a seed from `np_random`.
 
@@ -81,16 +97,7 @@ def make(
     Raises:
         EnvError: a value out of range, or an argument that the preprocessing has taken over.
     """
-    if taken := sorted(_INSTEAD.keys() & kwargs.keys()):
-        raise EnvError(
-            f"expected arguments beside those of the preprocessing, got {taken[0]} for {env_id}: "
-            f"{_INSTEAD[taken[0]]}"
-        )
-    limits = {"screen_size": (screen_size, 8), "frame_skip": (frame_skip, 1)}
-    limits["noop_max"] = (noop_max, 0)
-    for name, (value, least) in limits.items():
-        if value < least:
-            raise EnvError(f"expected {name} at least {least}, got {value} for {env_id}")
+    check_options(env_id, kwargs, screen_size, frame_skip, noop_max)
     game = gymnasium.make(env_id, frameskip=1, disable_env_checker=True, **kwargs)
     return AtariPreprocessing(
         SeededEpisodes(game),

@@ -4,7 +4,7 @@ import difflib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,17 +15,36 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector import VectorEnv as GymnasiumVector
 
-from statewise.envs import atari, dmc, popgym, tasks
+from statewise.envs import (
+    atari,
+    bsuite,
+    dmc,
+    envpool,
+    gymnax,
+    memory_maze,
+    minigrid,
+    popgym,
+    projected,
+    tasks,
+)
+from statewise.envs.atari_vector import AtariVector
+from statewise.envs.hidden import PartlyHidden, PartlyHiddenWrapper, read_kept
 from statewise.envs.pictures import MIN_SIDE, ResizedPictures, ResizedPicturesWrapper
 from statewise.envs.previous import Input, PreviousInputs, PreviousInputsWrapper
 from statewise.envs.protocol import EnvError, VectorEnv
 from statewise.envs.resumable import ResumableEnv
+from statewise.envs.single import FirstOf
+from statewise.envs.tasks.task import TaskVectorEnv
+from statewise.envs.trial_env import TrialEnv, WholeTrials
+from statewise.envs.trials import TrialConfig, Trials
 from statewise.envs.vector import GymnasiumVectorEnv, autoreset_mode
 
 Factory = Callable[..., gymnasium.Env[Any, Any]]
-Vectorization = Literal["auto", "sync", "async", "vector_entry_point"]
+VectorFactory = Callable[..., GymnasiumVector[Any, Any, Any]]
+Vectorization = Literal["auto", "sync", "async", "vector_entry_point", "envpool"]
 Autoreset = Literal["next_step", "same_step"]
 
+_MODES = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP}
 _OWN_KEYWORDS = {"id", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -36,6 +55,10 @@ def _nothing_missing() -> str:
 
 def _registered_already() -> None:
     return
+
+
+def _registered_ids() -> Collection[str]:
+    return gymnasium.registry.keys()
 
 
 class Family(NamedTuple):
@@ -53,12 +76,60 @@ class Family(NamedTuple):
     """Makes the ids known to gymnasium."""
     make: Factory | None = None
     """Makes one environment: make(id, **kwargs); None where gymnasium.make does."""
+    vector: VectorFactory | None = None
+    """Makes N environments that step together: vector(id, N, **kwargs)."""
+    ids: Callable[[], Collection[str]] = _registered_ids
+    """What ids there are, called after `register`."""
 
+
+class Native(NamedTuple):
+    """A source of environments that step together: vector(N, **kwargs)."""
+
+    vector: VectorFactory
+    single: Factory | None
+    """Makes one; None where only a vector environment of one is."""
+
+
+Source = EnvSpec | Factory | Native
 
 FAMILIES: tuple[Family, ...] = (
     Family("popgym-", "popgym", "popgym-RepeatPreviousEasy-v0", popgym.missing, popgym.register),
-    Family("ALE/", "atari", "ALE/Pong-v5", atari.missing, atari.register, atari.make),
+    Family("ALE/", "atari", "ALE/Pong-v5", atari.missing, atari.register, atari.make, AtariVector),
     Family("dm_control/", "dmc", "dm_control/cartpole-balance", dmc.missing, dmc.register),
+    Family(
+        *("dmc:", "dmc", "dmc:walker-walk", dmc.missing, _registered_already),
+        make=dmc.make,
+        ids=dmc.ids,
+    ),
+    Family(
+        *("envpool:", "envpool", "envpool:Pong-v5", envpool.missing, _registered_already),
+        vector=envpool.EnvPool,
+        ids=envpool.ids,
+    ),
+    Family(
+        *("gymnax:", "jax", "gymnax:CartPole-v1", gymnax.missing, _registered_already),
+        vector=gymnax.Gymnax,
+        ids=gymnax.ids,
+    ),
+    Family(
+        *("bsuite:", "bsuite", "bsuite:memory_len/5", bsuite.missing, _registered_already),
+        make=bsuite.make,
+        ids=bsuite.ids,
+    ),
+    Family(
+        *("memory-maze:", "memory-maze", "memory-maze:9x9", memory_maze.missing),
+        *(_registered_already, memory_maze.make),
+        ids=memory_maze.ids,
+    ),
+    Family(
+        *("MiniGrid-", "minigrid", "MiniGrid-MemoryS7-v0", minigrid.missing),
+        *(minigrid.register, minigrid.make),
+    ),
+    Family(
+        *("projected/", None, "projected/classic", _nothing_missing, _registered_already),
+        make=projected.make,
+        ids=projected.ids,
+    ),
     Family("statewise/", None, "statewise/MemoryChain-v0", _nothing_missing, tasks.register),
     Family("", None, "CartPole-v1", _nothing_missing, _registered_already),
 )
@@ -78,6 +149,8 @@ class EnvConfig:
     vectorization: Vectorization = "auto"  # auto: vector entry point if there is one, else sync
     autoreset: Autoreset = "next_step"  # next_step keeps final observations as rows
     inputs: tuple[Input, ...] = ()  # added to the observation, each at most once
+    trial: TrialConfig = field(default_factory=TrialConfig)  # episodes that share a memory
+    keep: tuple[str, ...] = ()  # what is observed, "position" or "obs[0:8]", see hidden; (): all
     picture_size: int = 0  # pixels of each side that pictures are resized to, >= 8; 0: as they are
     kwargs: dict[str, Any] = field(default_factory=dict)  # for gymnasium.make or the factory
 
@@ -96,6 +169,8 @@ class EnvConfig:
             raise ValueError(
                 f"inputs: expected each of {get_args(Input)} at most once, got {self.inputs}"
             )
+        for word in self.keep:
+            read_kept(word)
         if self.picture_size != 0 and self.picture_size < MIN_SIDE:
             raise ValueError(
                 f"picture_size: expected 0 or at least {MIN_SIDE}, got {self.picture_size}"
@@ -112,7 +187,13 @@ def find_family(env_id: str) -> Family:
     return next(family for family in FAMILIES if env_id.startswith(family.prefix))
 
 
-def _find_source(env_id: str) -> EnvSpec | Factory:
+def steps_together(env_id: str) -> bool:
+    """Return whether environments of the id are only made many at once."""
+    family = find_family(env_id)
+    return family.vector is not None and family.make is None
+
+
+def _find_source(env_id: str) -> Source:
     """Return gymnasium's entry for the id, or what its family makes it with.
 
     Registers the family first.
@@ -121,31 +202,41 @@ def _find_source(env_id: str) -> EnvSpec | Factory:
     if line := family.missing():
         raise EnvError(f"{family.extra} needs: {line}")
     family.register()
-    spec = gymnasium.registry.get(env_id)
-    if spec is None:
-        near = difflib.get_close_matches(env_id, list(gymnasium.registry))
+    if env_id not in family.ids():
+        near = difflib.get_close_matches(env_id, family.ids())
         hint = f"did you mean {' or '.join(near)}?" if near else "register it first"
         raise EnvError(f"expected the id of a registered environment, got {env_id!r}: {hint}")
-    return spec if family.make is None else partial(family.make, env_id)
+    make = None if family.make is None else partial(family.make, env_id)
+    if family.vector is not None:
+        return Native(partial(family.vector, env_id), make)
+    return make or gymnasium.registry[env_id]
 
 
-def _make_single(source: EnvSpec | Factory, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    """Make one environment."""
+def _make_single(
+    source: Source, kwargs: dict[str, Any], trial: TrialConfig
+) -> gymnasium.Env[Any, Any]:
+    """Make one environment, which counts its trials if there are any."""
+    if isinstance(source, Native):
+        if source.single is None:
+            return FirstOf(source.vector(1, **kwargs))
+        source = source.single
     if isinstance(source, EnvSpec):
         env = gymnasium.make(source, disable_env_checker=True, **kwargs)
     else:
         env = source(**kwargs)
     if not isinstance(env, gymnasium.Env):
         raise EnvError(f"expected the factory to return a gymnasium.Env, got {type(env).__name__}")
-    return ResumableEnv(env)
+    return ResumableEnv(TrialEnv(env, trial) if trial.is_on else env)
 
 
-def _make_in_worker(source: EnvSpec | Factory, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+def _make_in_worker(
+    source: Source, kwargs: dict[str, Any], trial: TrialConfig
+) -> gymnasium.Env[Any, Any]:
     """Make one environment in a process of its own; gymnasium also makes one in this process."""
     if multiprocessing.parent_process() is not None:
         # Ctrl-C reaches the whole process group; what it means is the trainer's decision.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return _make_single(source, kwargs)
+    return _make_single(source, kwargs, trial)
 
 
 @contextmanager
@@ -160,41 +251,68 @@ def _one_thread_per_worker() -> Iterator[None]:
             del os.environ[name]
 
 
-def _resolve(config: EnvConfig, source: EnvSpec | Factory) -> Vectorization:
+def _resolve(config: EnvConfig, source: Source) -> Vectorization:
     """Return the vectorization that "auto" stands for, and refuse what cannot be."""
+    asked = config.vectorization
+    if isinstance(source, Native) and source.single is None:
+        if asked in ("sync", "async"):
+            raise EnvError(
+                f"expected env.vectorization auto or vector_entry_point, got {asked!r} for "
+                f"{config.id!r}, whose environments step together"
+            )
+        return "vector_entry_point"
+    if isinstance(source, Native):
+        return "sync" if asked == "auto" else asked
     native = isinstance(source, EnvSpec) and source.vector_entry_point is not None
-    if config.vectorization == "auto":
+    if asked == "auto":
         whole = native and isinstance(source, EnvSpec) and not source.additional_wrappers
-        return "vector_entry_point" if whole and config.autoreset == "next_step" else "sync"
-    if config.vectorization == "vector_entry_point" and not native:
+        # Those of others know one kind of auto-reset, and no trials.
+        plain = config.autoreset == "next_step" and not config.trial.is_on
+        return "vector_entry_point" if whole and (plain or config.id in tasks.TASKS) else "sync"
+    if asked in ("vector_entry_point", "envpool") and not native:
         raise EnvError(
             f"expected an environment with a vector entry point, got {config.id!r}: "
             "use env.vectorization sync or async"
         )
-    return config.vectorization
+    return asked
 
 
-def _vectorize(config: EnvConfig, source: EnvSpec | Factory) -> GymnasiumVectorEnv:
+def _make_native(config: EnvConfig, source: Source) -> GymnasiumVector[Any, Any, Any]:
+    """Make environments that step together by themselves."""
+    if isinstance(source, Native):
+        vec, instead = source.vector(config.num_envs, **config.kwargs), "env.autoreset next_step"
+    else:
+        assert isinstance(source, EnvSpec), source
+        vec = gymnasium.make_vec(source, config.num_envs, "vector_entry_point", **config.kwargs)
+        if isinstance(vec, TaskVectorEnv):
+            vec.set_autoreset(_MODES[config.autoreset])
+            if config.trial.is_on:
+                vec.set_trials(config.trial)
+        instead = "env.vectorization sync"
+    name = autoreset_mode(vec).name
+    if name.lower() != config.autoreset:
+        raise EnvError(
+            f"expected autoreset {config.autoreset}, got an environment with {name} for "
+            f"{config.id!r}: use {instead}"
+        )
+    return vec
+
+
+def _vectorize(config: EnvConfig, source: Source) -> GymnasiumVectorEnv:
     how = _resolve(config, source)
-    mode = AutoresetMode.NEXT_STEP if config.autoreset == "next_step" else AutoresetMode.SAME_STEP
+    if how == "vector_entry_point":
+        return GymnasiumVectorEnv(_make_native(config, source))
+    mode = _MODES[config.autoreset]
     make = _make_in_worker if how == "async" else _make_single
-    makers = [partial(make, source, config.kwargs)] * config.num_envs
+    makers = [partial(make, source, config.kwargs, config.trial)] * config.num_envs
     vec: GymnasiumVector[Any, Any, Any]
     if how == "sync":
         # copy=False: the adapter makes the one copy that is needed
         vec = SyncVectorEnv(makers, copy=False, autoreset_mode=mode)
-    elif how == "async":
+    else:
         with _one_thread_per_worker():  # "spawn": a forked child may inherit locked mutexes
             vec = AsyncVectorEnv(makers, copy=False, context="spawn", autoreset_mode=mode)
-    else:
-        assert isinstance(source, EnvSpec), source
-        vec = gymnasium.make_vec(source, config.num_envs, how, **config.kwargs)
-        if autoreset_mode(vec) is not mode:
-            raise EnvError(
-                f"expected autoreset {config.autoreset}, got an environment with "
-                f"{autoreset_mode(vec).name} for {config.id!r}: use env.vectorization sync"
-            )
-    return GymnasiumVectorEnv(vec, resumable=how != "vector_entry_point")
+    return GymnasiumVectorEnv(vec, resumable=True)
 
 
 @contextmanager
@@ -208,6 +326,15 @@ def _one_line(config: EnvConfig) -> Iterator[None]:
     except TypeError as error:
         reason = " ".join(str(error).split())
         raise EnvError(f"{config.id} cannot be made with {config.kwargs}: {reason}") from error
+
+
+def _check_trial(config: EnvConfig, source: Source) -> None:
+    limit = source.max_episode_steps if isinstance(source, EnvSpec) else None
+    if limit is not None and 0 < config.trial.steps < limit:
+        raise EnvError(
+            f"expected trials at least as long as an episode, {limit} steps of {config.id}, got "
+            f"env.trial.steps {config.trial.steps}: raise it, or set env.trial.episodes"
+        )
 
 
 def make_env(config: EnvConfig, factory: Factory | None = None) -> VectorEnv:
@@ -225,11 +352,17 @@ def make_env(config: EnvConfig, factory: Factory | None = None) -> VectorEnv:
         EnvError: unknown id, a package is missing, or settings the environment cannot meet.
         UnsupportedSpaceError: a space without an encoder or a policy head.
     """
-    source = factory if factory is not None else _find_source(config.id)
+    prefix = envpool.PREFIX if config.vectorization == "envpool" else ""
+    source = factory if factory is not None else _find_source(prefix + config.id)
+    _check_trial(config, source)
     with _one_line(config):
         env: VectorEnv = _vectorize(config, source)
+    if config.keep:
+        env = PartlyHidden(env, config.keep)
     if config.picture_size:
         env = ResizedPictures(env, config.picture_size)
+    if config.trial.is_on:
+        env = Trials(env, config.trial)
     return PreviousInputs(env, config.inputs) if config.inputs else env
 
 
@@ -239,13 +372,28 @@ def make_single(
     """Make one environment of a config, in the form `make_env` gives; see there.
 
     Args:
-        config: what to make; num_envs, vectorization and autoreset have no meaning for one.
+        config: what to make; num_envs and vectorization have no meaning for one, and autoreset
+            only between the episodes of a trial.
         factory: as in `make_env`.
         **kwargs: added to `config.kwargs`, for example `render_mode`.
     """
     source = factory if factory is not None else _find_source(config.id)
     with _one_line(config):
-        env = _make_single(source, config.kwargs | kwargs)
+        env = _make_single(source, config.kwargs | kwargs, TrialConfig())
+    return wrap_like(config, env)
+
+
+def wrap_like(config: EnvConfig, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Give a single environment the form of `make_single(config)`.
+
+    One of its episodes is a whole trial, where there are trials and the memory lives for one.
+    """
+    if config.trial.is_on:
+        env = TrialEnv(env, config.trial)
+        if config.trial.memory == "trial":
+            env = WholeTrials(env, config.autoreset)
+    if config.keep:
+        env = PartlyHiddenWrapper(env, config.keep)
     return wrap_single(env, config.inputs, config.picture_size)
 
 

@@ -1,10 +1,7 @@
-"""The DeepMind Control Suite through dm_control, ids `dm_control/<domain>-<task>`.
+"""The DeepMind Control Suite through dm_control, ids `dmc:walker-walk` or `dm_control/walker-walk`.
 
-Paper: Tassa et al. 2018, "DeepMind Control Suite". What is observed are positions and
-velocities, not pictures.
-
-A time step of dm_env with discount 0 is terminated; a last one with another discount was cut off
-by the time limit.
+Paper: Tassa et al. 2018, "DeepMind Control Suite". What is observed are positions and velocities,
+or pictures. Both ids mean the same; gymnasium knows the second.
 
 Deviations: numbers become float32; the task's generator is seeded from `np_random` for each
 episode, so that an episode can be resumed; what `lqr` draws when it is loaded is always the same.
@@ -14,19 +11,18 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any
 
 import gymnasium
-import numpy as np
-from gymnasium import spaces
-from numpy.typing import NDArray
 
+from statewise.envs import opengl
+from statewise.envs.dm_env import DmEnv
 from statewise.envs.protocol import EnvError
 
-PREFIX = "dm_control/"
-
-Row = dict[str, NDArray[np.float32]]
+PREFIX, SHORT_PREFIX = "dm_control/", "dmc:"
+MIN_SIDE = 8  # pixels
+RENDERED = (240, 320)  # pixels (Y, X) of what `render` returns
 
 
 def missing() -> str:
@@ -38,80 +34,77 @@ def missing() -> str:
     return f"pip install 'statewise[dmc]'{where}"
 
 
-def _suite() -> Any:
+def load_library(name: str) -> Any:
+    """Import a module of, or on, dm_control, after a way to draw is chosen for it."""
+    opengl.choose_for_mujoco()
     with warnings.catch_warnings():
         # dm_control 1.0.50 looks for a screen when it is imported
         warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing")
-        return importlib.import_module("dm_control.suite")
+        return importlib.import_module(name)
+
+
+def ids() -> Collection[str]:
+    """Return the ids that begin with `dmc:`."""
+    tasks = load_library("dm_control.suite").ALL_TASKS
+    return [f"{SHORT_PREFIX}{domain}-{task}" for domain, task in tasks]
 
 
 def register() -> None:
     """Make the ids known to gymnasium; calling it again changes nothing."""
-    for domain, task in _suite().ALL_TASKS:
-        env_id = f"{PREFIX}{domain}-{task}"
-        if env_id not in gymnasium.registry:
-            kwargs = {"domain": domain, "task": task}
-            gymnasium.register(env_id, entry_point=f"{__name__}:DmControl", kwargs=kwargs)
+    for short in ids():
+        name = short.removeprefix(SHORT_PREFIX)
+        if PREFIX + name not in gymnasium.registry:
+            kwargs = {"env_id": PREFIX + name}
+            gymnasium.register(PREFIX + name, entry_point=f"{__name__}:make", kwargs=kwargs)
 
 
-class DmControl(gymnasium.Env[Row, NDArray[np.float32]]):
-    """One task. Observations: a dict of float32 arrays, as the task names them.
+def make(
+    env_id: str,
+    *,
+    action_repeat: int = 1,
+    time_limit: float | None = None,
+    pixels: int = 0,
+    camera: int = 0,
+    render_mode: str | None = None,
+) -> DmEnv:
+    """Make one task. Observations: a dict of float32 arrays, as the task names them, or pictures.
 
     Args:
-        domain: for example "cartpole".
-        task: for example "balance".
+        env_id: with one of the prefixes.
         action_repeat: steps of the task that an action lasts, at least 1; their rewards are added.
         time_limit: simulated seconds of an episode, positive; None is that of the task.
+        pixels: each side of a picture "pixels" (Y, X, 3), at least 8; 0: numbers, no picture.
+        camera: which of the task's draws it, at least 0; the papers take 2 for the quadruped.
+        render_mode: None or "rgb_array", for `render`.
 
     Raises:
-        EnvError: a value out of range.
+        EnvError: a value out of range, or there is no library to draw with.
     """
+    if time_limit is not None and not time_limit > 0:
+        raise EnvError(f"expected a positive time_limit, got {time_limit} for {env_id}")
+    if pixels and pixels < MIN_SIDE:
+        raise EnvError(f"expected pixels 0 or at least {MIN_SIDE}, got {pixels} for {env_id}")
+    if camera < 0:
+        raise EnvError(f"expected camera at least 0, got {camera} for {env_id}")
+    suite = load_library("dm_control.suite")
+    limit = {} if time_limit is None else {"time_limit": time_limit}
+    domain, _, task = env_id.removeprefix(PREFIX).removeprefix(SHORT_PREFIX).partition("-")
+    plain = suite.load(domain, task, task_kwargs={"random": 0, **limit})
+    env = plain
+    if render_mode not in (None, "rgb_array"):
+        raise EnvError(f"expected render_mode rgb_array, got {render_mode!r} for {env_id}")
+    if pixels or render_mode:
+        opengl.check_mujoco(env_id)
+    if pixels:
+        wrappers = load_library("dm_control.suite.wrappers.pixels")
+        size = {"height": pixels, "width": pixels, "camera_id": camera}
+        env = wrappers.Wrapper(plain, pixels_only=True, render_kwargs=size)
 
-    def __init__(
-        self, domain: str, task: str, *, action_repeat: int = 1, time_limit: float | None = None
-    ) -> None:
-        name = f"{PREFIX}{domain}-{task}"
-        if action_repeat < 1:
-            raise EnvError(f"expected action_repeat at least 1, got {action_repeat} for {name}")
-        if time_limit is not None and not time_limit > 0:
-            raise EnvError(f"expected a positive time_limit, got {time_limit} for {name}")
-        limit = {} if time_limit is None else {"time_limit": time_limit}
-        self._task = _suite().load(domain, task, task_kwargs={"random": 0, **limit})
-        self._repeat = action_repeat
-        self.observation_space = spaces.Dict(
-            OrderedDict(
-                (key, spaces.Box(-np.inf, np.inf, spec.shape or (1,)))
-                for key, spec in self._task.observation_spec().items()
-            )
-        )
-        bounds = self._task.action_spec()
-        low, high = (np.broadcast_to(x, bounds.shape) for x in (bounds.minimum, bounds.maximum))
-        self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
+    def begin(seed: int) -> Any:
+        plain.task.random.seed(seed)
+        return env
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Row, dict[str, Any]]:
-        """Start an episode."""
-        super().reset(seed=seed, options=options)
-        self._task.task.random.seed(int(self.np_random.integers(2**32)))
-        return _row(self._task.reset().observation), {}
+    def draw() -> Any:
+        return plain.physics.render(*RENDERED, camera_id=camera)
 
-    def step(self, action: NDArray[np.float32]) -> tuple[Row, float, bool, bool, dict[str, Any]]:
-        """Act for `action_repeat` steps, or until the episode ends."""
-        reward = 0.0
-        for _ in range(self._repeat):
-            now = self._task.step(np.asarray(action, np.float64))
-            reward += float(now.reward)
-            if now.last():
-                break
-        terminated = bool(now.last() and now.discount == 0)
-        return _row(now.observation), reward, terminated, now.last() and not terminated, {}
-
-    def close(self) -> None:
-        """Free the physics."""
-        self._task.close()
-
-
-def _row(observation: dict[str, Any]) -> Row:
-    """Return fresh float32 arrays, numbers without an axis as vectors of one."""
-    return {key: np.array(value, dtype=np.float32, ndmin=1) for key, value in observation.items()}
+    return DmEnv(env_id, begin, action_repeat=action_repeat, draw=draw)

@@ -18,6 +18,17 @@ class UnsupportedSpaceError(EnvError):
     """A space for which there is no encoder or no policy head."""
 
 
+class InTrial(NamedTuple):
+    """What a step was in its trial; N environments."""
+
+    ended: Bools
+    """(N,): an episode ended, whatever ends with it."""
+    over: Bools
+    """(N,): the trial ended."""
+    place: NDArray[np.int64]
+    """(N,): number of the step's episode within its trial, from 0."""
+
+
 class Arrived(NamedTuple):
     """What a vector environment hands back from a step; N environments.
 
@@ -42,6 +53,13 @@ class Arrived(NamedTuple):
     """SAME_STEP backends: the final observations of the episodes that ended in this step,
     (N, ...), rows without an end are meaningless; None where no episode ended and under
     NEXT_STEP, where the final observation is an ordinary row."""
+    trial: InTrial | None = None
+    """None where every episode has a memory of its own."""
+
+    @property
+    def episode_ended(self) -> Bools:
+        """(N,): an episode ended in this step; in trials it may not be `terminated`."""
+        return self.terminated | self.truncated if self.trial is None else self.trial.ended
 
 
 class VectorEnv(Protocol):

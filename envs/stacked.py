@@ -49,10 +49,10 @@ class Stacked:
         """Act in all environments, as `VectorEnv.step`."""
         parts = np.split(action, self._ends[:-1])
         arrived = [env.step(part) for env, part in zip(self._envs, parts, strict=True)]
-        fields = {
+        fields: dict[str, Any] = {
             name: np.concatenate([getattr(one, name) for one in arrived])
             for name in Arrived._fields
-            if name not in ("obs", "final_obs")
+            if name not in ("obs", "final_obs", "trial")
         }
         final = None
         if any(one.final_obs is not None for one in arrived):

@@ -9,6 +9,7 @@ from statewise.ssm.attention import AttentionConfig, AttentionLayer
 from statewise.ssm.block import Block, BlockConfig, Gate, Norm, resolve
 from statewise.ssm.delta_net import GatedDeltaNetConfig, GatedDeltaNetLayer
 from statewise.ssm.dss import DSSConfig, DSSLayer
+from statewise.ssm.forgetful import Forgetful
 from statewise.ssm.gru import GRULayer
 from statewise.ssm.lru import LRUConfig, LRULayer
 from statewise.ssm.lssl import LSSLConfig, LSSLLayer
@@ -48,6 +49,7 @@ class SequenceConfig:
     num_layers: int = 2  # >= 1
     d_model: int = 64  # >= 1, width of every block
     backend: Backend = "auto"  # of the scans; GRU, LSTM and attention have none
+    memory: Literal["kept", "none"] = "kept"  # none: cleared before every step, the control
     block: BlockConfig = field(default_factory=BlockConfig)
     s5: S5Config = field(default_factory=S5Config)
     lru: LRUConfig = field(default_factory=LRUConfig)
@@ -168,8 +170,9 @@ SEQUENCES: dict[str, SequenceRow] = {
 }
 
 
-def build_sequence(config: SequenceConfig) -> Stack:
+def build_sequence(config: SequenceConfig) -> Stack | Forgetful:
     """Return the stack that `config` describes."""
     row = SEQUENCES[config.kind]
     block = resolve(config.block, row.norm, row.gate)
-    return Stack([Block(row.make(config), block) for _ in range(config.num_layers)])
+    stack = Stack([Block(row.make(config), block) for _ in range(config.num_layers)])
+    return stack if config.memory == "kept" else Forgetful(stack)

@@ -38,7 +38,7 @@ MUST_NOT_KNOW = {
 }
 OPTIONAL = {
     *("ale_py", "cv2", "dm_control", "gymnax", "jax", "minari", "popgym", "pyarrow", "pygame"),
-    *("sb3_contrib", "stable_baselines3"),
+    *("ray", "rliable", "sb3_contrib", "stable_baselines3"),
 }
 
 

@@ -157,6 +157,19 @@ def with_few_steps(words: list[str]) -> list[str]:
     return words + [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
+def with_one_task(words: list[str]) -> list[str]:
+    at = words.index("--tasks")
+    words = [*words[: at + 1], "popgym-RepeatPreviousEasy-v0", *words[at + 2 :], *TINY]
+    return [
+        *words,
+        "--seeds",
+        "1",
+        "--workers",
+        "1",
+        *("--eval.episodes", "2", "--eval.num-envs", "2"),
+    ]
+
+
 SHRINK: dict[str, Callable[[list[str]], list[str]]] = {
     "data": with_data_of_a_formula,
     "train": with_tiny_settings,
@@ -169,6 +182,7 @@ SHRINK: dict[str, Callable[[list[str]], list[str]]] = {
     "doctor": as_it_is,
     "bench": with_quick_sizes,
     "reproduce": with_a_tiny_claim,
+    "suite": with_one_task,
 }
 
 

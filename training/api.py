@@ -5,11 +5,12 @@ env = agent.make_env()
 agent.predict(env.reset()[0])
 """
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from statewise.agents import parallel
 from statewise.agents.build import AGENTS
 from statewise.agents.recurrent_ppo import EncoderFactory
 from statewise.data.dataset import EpisodeDataset
@@ -24,13 +25,25 @@ from statewise.training.config import (
     load_config,
     load_preset,
 )
+from statewise.training.distributed import (
+    Joined,
+    check_equal,
+    check_shares,
+    own_state,
+    same_path,
+    seed_own_streams,
+    take_device,
+    tells_how_to_go_on,
+)
 from statewise.training.loop import Loop
 from statewise.training.playing import EnvFactory, PlayingAgent
 from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
 from statewise.training.run import RunDirectory, RunError, note_resume
 from statewise.training.trained import TrainedAgent
+from statewise.training.trained_histories import TrainedHistoryAgent
 from statewise.training.trained_offline import TrainedOfflineAgent
+from statewise.training.trained_replay import TrainedReplayAgent
 from statewise.training.trained_world import TrainedWorldAgent
 from statewise.training.trained_world_model import TrainedWorldModel
 
@@ -53,9 +66,11 @@ DataPaths = str | Path | Sequence[str | Path]
 _KINDS: dict[str, Any] = {
     "online": TrainedAgent,
     "offline": TrainedOfflineAgent,
+    "replay": TrainedReplayAgent,
     "world": TrainedWorldAgent,
     "world_data": TrainedWorldModel,
 }
+_OWN: dict[str, Any] = {"ad": TrainedHistoryAgent}  # of systems that differ from their loop
 
 
 def _learns_from_data(config: RunConfig, got: str) -> OfflineTrainConfig | S4WMRun:
@@ -129,7 +144,8 @@ def train(
     words = [f"--{key}={value}" for key, value in _dotted(overrides).items()]
     words += [] if data is None else ["--data", *_paths(data)]
     path = default_run(preset) if run is None else Path(run)
-    run_training(config, path, ["statewise", "train", preset, *words], env=env, encoder=encoder)
+    command = ["statewise", "train", preset, *words]
+    path = run_training(config, path, command, env=env, encoder=encoder)
     return load(path, env=env, encoder=encoder)
 
 
@@ -164,7 +180,7 @@ def load(
 
 
 def _kind(config: RunConfig) -> Any:
-    return _KINDS[AGENTS[config.system].loop]
+    return _OWN.get(config.system) or _KINDS[AGENTS[config.system].loop]
 
 
 def _new(config: RunConfig, **makers: Any) -> PlayingAgent:
@@ -208,16 +224,56 @@ def run_training(
     encoder: EncoderFactory | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Train in a new run directory and return it."""
-    prepare_process(config)
-    trained = _new(config, env=env, encoder=encoder)
-    with trained.source() as source:
-        manifest = trained.manifest(list(command), source)
-        run = RunDirectory.create(path, dump_config(config), manifest)
-        with run.lock(), closing(trained.loop(source, run)) as training:
+    """Train in a new run directory and return it; under torchrun in several processes.
+
+    Raises:
+        ConfigError: the run cannot be divided among them, or settings do not fit together.
+        RunError: the folder cannot be used, or the processes are not alike.
+        LostProcessError: another process is gone.
+    """
+    with Joined():
+        path = same_path(path)
+        _set_up(config)
+        trained = _new(config, env=env, encoder=encoder)
+        check_equal(trained.agent)
+        seed_own_streams(trained.agent, config.seed)
+        with (
+            tells_how_to_go_on(path),
+            trained.source() as source,
+            _new_run(trained, source, path, command) as run,
+            closing(trained.loop(source, run)) as training,
+        ):
             training.start()
             _go(training, quiet)
     return path
+
+
+def _set_up(config: RunConfig) -> None:
+    """Prepare this process for its share of a run."""
+    check_shares(config, parallel.num_processes())
+    take_device(config)
+    prepare_process(config)
+
+
+@contextmanager
+def _new_run(
+    trained: PlayingAgent, source: Any, path: Path, command: Sequence[str]
+) -> Iterator[RunDirectory]:
+    """Return the new run directory, made and locked by the process that writes it."""
+    if parallel.rank() > 0:
+        yield RunDirectory(path)
+        return
+    manifest = trained.manifest(list(command), source)
+    if parallel.num_processes() > 1:
+        manifest |= {"processes": parallel.num_processes()}
+    run = RunDirectory.create(path, dump_config(trained.config), manifest)
+    with run.lock():
+        yield run
+
+
+def _lock(run: RunDirectory) -> AbstractContextManager[None]:
+    """Lock a run in the process that writes it."""
+    return run.lock() if parallel.rank() == 0 else nullcontext()
 
 
 def resume_training(
@@ -233,7 +289,9 @@ def resume_training(
 
     Raises:
         ConfigError: overrides were given; a resumed run keeps its settings.
-        RunError: the folder is no run, its training is complete, or its data have changed.
+        RunError: the folder is no run, its training is complete, its data have changed, or it
+            was another number of processes.
+        LostProcessError: another process is gone.
         CheckpointError: it holds no valid checkpoint, or one that does not fit.
     """
     if overrides:
@@ -241,32 +299,41 @@ def resume_training(
             f"train --resume: expected no settings, got {' '.join(overrides)}: a resumed run "
             "keeps its own; start a new run to change them"
         )
-    run = RunDirectory.open(path)
-    config = load_config(run.config_path)
-    prepare_process(config)
-    with run.lock():
-        state = _read(run, None)
-        kind = _kind(config)
-        if "steps" not in state:
-            method = kind.goes_on_with.partition("(")[0]
-            raise RunError(f"{path} holds a saved agent, not a run: use load(...).{method}(...)")
-        if state["steps"] >= config.end:
-            unit = kind.unit
-            raise RunError(f"{path} is complete at {state['steps']} {unit}: nothing to resume")
-        trained = _opened(run, config, env=env, encoder=encoder)
-        _restore(trained, state, run)
-        with trained.source() as source:
-            note_resume(run, command, state["steps"])
-            with closing(trained.loop(source, run)) as training:
-                training.resume(state)
-                _go(training, quiet)
+    with Joined(), tells_how_to_go_on(path):
+        run = RunDirectory.open(path)
+        config = load_config(run.config_path)
+        _set_up(config)
+        with _lock(run):
+            state = _unfinished(run, config)
+            trained = _opened(run, config, env=env, encoder=encoder)
+            _restore(trained, state, run)
+            check_equal(trained.agent)
+            with trained.source() as source:
+                if parallel.rank() == 0:
+                    note_resume(run, command, state["steps"])
+                with closing(trained.loop(source, run)) as training:
+                    training.resume(state)
+                    _go(training, quiet)
     return path
+
+
+def _unfinished(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
+    """Return what this process goes on with; see `resume_training`."""
+    state = _read(run, None)
+    kind = _kind(config)
+    if "steps" not in state:
+        method = kind.goes_on_with.partition("(")[0]
+        raise RunError(f"{run.path} holds a saved agent, not a run: use load(...).{method}(...)")
+    if state["steps"] >= config.end:
+        unit = kind.unit
+        raise RunError(f"{run.path} is complete at {state['steps']} {unit}: nothing to resume")
+    return own_state(state, run.path)
 
 
 def _go(training: Loop, quiet: bool) -> None:
     from rich.console import Console
 
-    console = None if quiet else Console(stderr=True)
+    console = None if quiet or parallel.rank() > 0 else Console(stderr=True)
     with Progress(
         training.end,
         unit=training.unit,
@@ -275,3 +342,4 @@ def _go(training: Loop, quiet: bool) -> None:
         start_step=training.steps,
     ) as progress:
         training.train(progress)
+    parallel.any_of(False)  # the last checkpoint is written before another process goes on

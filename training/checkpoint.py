@@ -46,6 +46,7 @@ DTYPES = frozenset(
         torch.float64,
     }
 )
+_LENGTH_BYTES = 8
 _TENSORS, _STATE, _CONFIG = "tensors.safetensors", "state.json", "config.yaml"
 
 
@@ -154,6 +155,27 @@ def _build_files(step: int, state: dict[str, Any], config_text: str) -> dict[str
     outer = {"checksum": _checksum(content), "content": content}
     files[_STATE] = json.dumps(outer, indent=1, allow_nan=False).encode()
     return files
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """Return a state as bytes, for another process; see `save_checkpoint`.
+
+    They are the length of a JSON text in 8 bytes, that text, and the tensors.
+
+    Raises:
+        CheckpointError: the state holds something that checkpoints cannot.
+    """
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_encode(state, "", tensors), allow_nan=False).encode()
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + safetensors.torch.save(tensors)
+
+
+def from_bytes(content: bytes) -> dict[str, Any]:
+    """Return the state that `to_bytes` got, tensors on the CPU."""
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    state = json.loads(content[_LENGTH_BYTES:end])
+    decoded: dict[str, Any] = _decode(state, safetensors.torch.load(content[end:]))
+    return decoded
 
 
 def _mount_point(path: Path) -> Path:

@@ -5,17 +5,32 @@ imported inside the command that needs it, so that `statewise --help` answers at
 """
 
 import itertools
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from statewise.training.arguments import add_checkpoint, command_parser, count, seed
 from statewise.training.schema import ConfigError
 
 TOPICS = ("presets", "layers", "agents", "worldmodels", "envs")
+DEFAULT_VIDEO = Path()  # of `eval --video` without a file
 
 
 def train(argv: list[str]) -> int:
     """Train: PRESET [--data PATH ...] [--run DIR] [--key.sub value ...], or go on: --resume RUN."""
+    from statewise.agents.parallel import rank
+    from statewise.training.distributed import Joined
+
+    with Joined():  # of several processes that torchrun started, the first one prints
+        path = _train(argv)
+        if path is not None and rank() == 0:
+            print(path)
+    return 0
+
+
+def _train(argv: list[str]) -> Path | None:
+    """Train, or go on, and return the run directory; None after the text of --help."""
     from statewise.training import api, config
 
     parser = command_parser("train", train, add_help=False)
@@ -34,22 +49,20 @@ def train(argv: list[str]) -> int:
         print(parser.format_help())
         if preset:
             config.show_config_help(config.load_preset(preset), f"statewise train {preset}")
-        return 0
+        return None
     command = ["statewise", "train", *argv]
     if options.resume:
         others = {"a preset": preset, "--run": options.run, "--data": options.data}
         if other := next((name for name, given in others.items() if given), None):
             raise ConfigError(f"train: expected --resume RUN alone, got {other} beside it")
-        print(api.resume_training(options.resume, command, overrides))
-        return 0
+        return api.resume_training(options.resume, command, overrides)
     if not preset:
         got = f"got {argv[0]!r}" if argv else "got nothing"
         raise ConfigError(
             f"train: expected a preset first or --resume RUN, {got}: see `statewise list presets`"
         )
     settings = api.with_data(config.load_preset(preset, overrides), options.data)
-    print(api.run_training(settings, options.run or default_run(preset), command))
-    return 0
+    return api.run_training(settings, options.run or default_run(preset), command)
 
 
 def finetune(argv: list[str]) -> int:
@@ -88,7 +101,7 @@ def finetune(argv: list[str]) -> int:
 
 
 def evaluate(argv: list[str]) -> int:
-    """Evaluate a trained agent or world model: RUN [--episodes N] [--targets R ...] ..."""
+    """Evaluate a trained agent or world model: RUN [--episodes N] [--video out.mp4] ..."""
     parser = command_parser("eval", evaluate)
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--episodes", type=count, help="by default eval.episodes of the run")
@@ -102,31 +115,57 @@ def evaluate(argv: list[str]) -> int:
         metavar="R",
         help="returns to ask for, if it is told one",
     )
+    parser.add_argument(
+        "--video",
+        type=Path,
+        nargs="?",
+        const=DEFAULT_VIDEO,
+        metavar="OUT",
+        help="film its first episodes: .mp4 or .gif, by default videos/STEP.mp4 in the run",
+    )
+    parser.add_argument("--video-episodes", type=count, metavar="N", help="by default 1")
     add_checkpoint(parser)
     options = parser.parse_args(argv)
-
-    from statewise.training.evaluate import evaluate_run
-
-    result = evaluate_run(
-        options.run,
-        episodes=options.episodes,
-        num_envs=options.num_envs,
-        seed=options.seed,
-        actions=options.actions,
-        targets=None if options.targets is None else tuple(options.targets),
-        checkpoint=options.checkpoint,
-        device=options.device,
-    )
-    *lines, last = result.lines()
-    for line in lines:
+    for line in _evaluated(options):
         print(line)
-    print(f"{last}: {options.run / 'eval.json'}")
     return 0
+
+
+def _evaluated(options: Namespace) -> list[str]:
+    """Evaluate, and film if asked to; return what is printed."""
+    from statewise.training.evaluate import EvalOptions, evaluate_run
+
+    if options.video_episodes is not None and options.video is None:
+        raise ConfigError("eval: expected --video with --video-episodes, got none: add --video")
+    asked: dict[str, Any] = {
+        name: getattr(options, name) for name in ("episodes", "num_envs", "seed", "actions")
+    }
+    asked["targets"] = None if options.targets is None else tuple(options.targets)
+    which = {"checkpoint": options.checkpoint, "device": options.device}
+    files = []
+    if options.video is None:
+        result = evaluate_run(options.run, **asked, **which)
+    else:
+        from statewise.training.video import VideoOptions, film_run
+
+        out = None if options.video == DEFAULT_VIDEO else options.video
+        wanted = VideoOptions(out, options.video_episodes or 1)
+        result, video = film_run(options.run, EvalOptions(**asked), wanted, **which)
+        files = [str(video)]
+    *lines, last = result.lines()
+    return [*lines, f"{last}: {options.run / 'eval.json'}", *files]
 
 
 def imagine(argv: list[str]) -> int:
     """Show what a world model imagines: RUN [--context C] [--horizon H] [--out out.gif] ..."""
     from statewise.training.imagine_cli import run
+
+    return run(argv)
+
+
+def inspect(argv: list[str]) -> int:
+    """Show what the memory of a policy keeps: RUN [--episodes N] [--out fig.png] ..."""
+    from statewise.training.inspect_cli import run
 
     return run(argv)
 
@@ -202,6 +241,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "finetune": finetune,
     "eval": evaluate,
     "imagine": imagine,
+    "inspect": inspect,
     "plot": plot,
     "export": export,
     "data": data,

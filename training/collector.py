@@ -2,7 +2,9 @@
 
 Rows are what the environments gave, invalid ones included: under NEXT_STEP the row of a final
 observation gives V(final observation) with the memory it had, at no cost. A SAME_STEP backend
-hands final observations aside; one extra memory step values those of truncated episodes.
+hands final observations aside; one extra memory step values those of truncated episodes. In
+trials whose value runs on over their episodes, such a row is no step: what follows the last step
+of an episode is the first observation of the next one.
 """
 
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from statewise.agents.protocol import Agent
 from statewise.data.step import Batch, Step
 from statewise.envs.protocol import Arrived, Bools, Obs, VectorEnv
 from statewise.ssm.protocol import State
+from statewise.training.distributed import joint_statistics
 from statewise.training.stepper import Stepper, to_tensors
 
 
@@ -50,8 +53,11 @@ class Collector:
 
     @property
     def statistics(self) -> dict[str, float]:
-        """Mean return and length of the last episodes; empty before the first one ended."""
-        return self._stepper.statistics
+        """Mean return and length of the last episodes; empty before the first one ended.
+
+        Of several processes, which all have to ask, the first one gets those of all.
+        """
+        return joint_statistics(self._stepper.windows)
 
     def collect(self) -> Rollout:
         """Collect `rollout_steps` rows from every environment."""
@@ -112,6 +118,8 @@ class Collector:
         value_tp1 = torch.cat((extras["value"][:, 1:], after[:, None]), 1)
         for t, truncated, value in finals:
             value_tp1[:, t] = torch.where(truncated.to(self._device), value, value_tp1[:, t])
+        goes_on = ~(step.terminated | step.truncated)[:, :-1] & ~step.valid[:, 1:]
+        value_tp1[:, :-1] = torch.where(goes_on, value_tp1[:, 1:], value_tp1[:, :-1])
         return Batch(step, begin, extras, value_tp1)
 
     def state_dict(self) -> dict[str, Any]:

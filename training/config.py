@@ -27,6 +27,7 @@ from statewise.agents.recurrent_ppo import RecurrentPPOConfig
 from statewise.envs.build import EnvConfig
 from statewise.training.finetune_config import FinetuneConfig
 from statewise.training.offline_config import (
+    AlgorithmDistillationRun,
     BehaviorCloningRun,
     DecisionMambaMGRun,
     DecisionMambaRun,
@@ -36,6 +37,7 @@ from statewise.training.offline_config import (
     OfflineTrainConfig,
     TD3BCRun,
 )
+from statewise.training.replay_config import RecurrentSACRun, ReplayTrainConfig
 from statewise.training.schema import (
     ConfigError,
     check_at_least,
@@ -62,6 +64,7 @@ __all__ = [
     "ConfigError",
     "EvalConfig",
     "OfflineTrainConfig",
+    "ReplayTrainConfig",
     "RunConfig",
     "S4WMRun",
     "TrainConfig",
@@ -91,9 +94,10 @@ class CheckpointConfig:
 class EvalConfig:
     """How a trained agent is evaluated."""
 
-    episodes: int = 100  # episodes per evaluation, >= 1
+    episodes: int = 100  # episodes per evaluation, whole trials if there are trials, >= 1
     num_envs: int = 16  # environments stepped together, >= 1
     actions: Literal["greedy", "sample"] = "greedy"  # mode of the policy, or a sample of it
+    kwargs: dict[str, Any] = field(default_factory=dict)  # laid over env.kwargs
 
     def __post_init__(self) -> None:
         check_at_least(1, episodes=self.episodes, num_envs=self.num_envs)
@@ -135,15 +139,17 @@ class TrainConfig:
         return self.total_steps
 
 
-RunConfig = TrainConfig | OfflineTrainConfig | WorldTrainConfig | S4WMRun
+RunConfig = TrainConfig | OfflineTrainConfig | ReplayTrainConfig | S4WMRun
 T = TypeVar("T", bound=RunConfig | FinetuneConfig)
 
 ROOTS: dict[str, type[RunConfig]] = {
     "ppo": TrainConfig,
+    "sac": RecurrentSACRun,
     "dt": DecisionTransformerRun,
     "decision_s4": DecisionS4Run,
     "decision_mamba": DecisionMambaRun,
     "decision_mamba_mg": DecisionMambaMGRun,
+    "ad": AlgorithmDistillationRun,
     "bc": BehaviorCloningRun,
     "td3bc": TD3BCRun,
     "iql": IQLRun,

@@ -1,5 +1,6 @@
 """Evaluation: a fixed number of complete episodes, their returns and an interval."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,19 @@ class Evaluation(Protocol):
 
     def lines(self) -> list[str]:
         """Return what a person wants to read first; the last line sums up."""
+        ...
+
+
+class Returns(Evaluation, Protocol):
+    """What an evaluation by playing gave."""
+
+    @property
+    def return_mean(self) -> float:
+        """The mean return of an episode."""
+        ...
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what eval.json says of it."""
         ...
 
 
@@ -74,6 +88,29 @@ class EvalOptions(NamedTuple):
     actions: str | None = None
     targets: tuple[float, ...] | None = None
     """Returns to ask for, of agents that are told one."""
+    watch: Callable[[VectorEnv], VectorEnv] | None = None
+    """Put around the environments that are played in, to see what is done there."""
+
+    def watched(self, env: VectorEnv) -> VectorEnv:
+        """Return the environments as they are to be played in."""
+        return env if self.watch is None else self.watch(env)
+
+
+class Evaluable(Protocol):
+    """An agent of a run, as far as its evaluation goes; see `PlayingAgent`."""
+
+    config: Any
+    preset: str
+    env_id: str
+
+    @property
+    def step(self) -> int:
+        """What the agent has learned from."""
+        ...
+
+    def evaluate(self, options: EvalOptions) -> tuple[Evaluation, dict[str, Any]]:
+        """Return what an evaluation gave, and the same for eval.json."""
+        ...
 
 
 class Played(NamedTuple):
@@ -194,6 +231,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate a run's agent and write `eval.json`; None takes the run's own setting.
 
+    Of an evaluation over trials the returns by episode are also drawn, in the run's `plots/`.
+
     Raises:
         CheckpointError: the checkpoint does not exist or cannot be read.
         ConfigError: an option that this agent does not have.
@@ -202,9 +241,19 @@ def evaluate_run(
     from statewise.training.api import load
 
     trained = load(path, checkpoint=checkpoint, device=device)
+    return evaluate_trained(trained, path, EvalOptions(episodes, num_envs, seed, actions, targets))
+
+
+def evaluate_trained(trained: Evaluable, path: Path, options: EvalOptions) -> Evaluation:
+    """Evaluate the agent of a run and write `eval.json`; see `evaluate_run`."""
+    from statewise.training.evaluate_trials import TrialsResult, draw_by_episode
+
     torch.set_num_threads(trained.config.num_threads)  # as in training
-    options = EvalOptions(episodes, num_envs, seed, actions, targets)
     result, report = trained.evaluate(options)
     head = {"env": trained.env_id, "preset": trained.preset, "step": trained.step}
-    write_json(RunDirectory.open(path).eval_path, head | report)
+    run = RunDirectory.open(path)
+    write_json(run.eval_path, head | report)
+    if isinstance(result, TrialsResult):
+        title = f"{trained.env_id}, {trained.step:,} steps"
+        draw_by_episode(result, title, run.plots_dir / "return_by_episode.png")
     return result

@@ -10,7 +10,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from statewise.agents.parallel import any_of, num_processes, rank
 from statewise.training.checkpoint import save_checkpoint
+from statewise.training.distributed import other_batches, other_states, resume_line
 from statewise.training.log import MetricLogger
 from statewise.training.progress import Progress
 from statewise.training.run import RunDirectory
@@ -22,22 +24,30 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that it never hits a half-done update."""
+    """Turn the first Ctrl-C into an event, so that it never hits a half-done update.
+
+    Of several processes each one takes any number of them, and SIGTERM, for the event alone: they
+    stop together, and torchrun ends those that do not.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
+    together = num_processes() > 1
+
     def ask(number: int, frame: object) -> None:
-        if event.is_set():
+        if event.is_set() and not together:
             raise KeyboardInterrupt
         event.set()
 
-    before = signal.signal(signal.SIGINT, ask)
+    signals = (signal.SIGINT, signal.SIGTERM) if together else (signal.SIGINT,)
+    before = {number: signal.signal(number, ask) for number in signals}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -53,6 +63,8 @@ def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 class Loop(ABC):
     """One training, in a run directory or (`run` None) only in memory.
 
+    Of several processes the first one writes into the run directory.
+
     Args:
         run: where it is written down.
         config_text: the settings, for checkpoints.
@@ -65,6 +77,8 @@ class Loop(ABC):
     """What `steps` counts: "steps" of the environments or "updates"."""
     quantity: str
     """What the progress shows."""
+    agent: Any
+    """What learns."""
 
     def __init__(
         self, run: RunDirectory | None, *, config_text: str, end: int, every: int, keep: int
@@ -96,7 +110,7 @@ class Loop(ABC):
 
     def start(self) -> None:
         """Begin a new run, with a checkpoint so that it can be resumed at any moment."""
-        if self.run is not None:
+        if self.run is not None and rank() == 0:
             self.logger = MetricLogger(self.run)
         self.begin()
         self.save()
@@ -106,13 +120,17 @@ class Loop(ABC):
         assert self.run is not None
         self.load_state_dict(state)
         self.steps = state["steps"]
-        self.logger = MetricLogger.resume(self.run, state["logger"])
+        if rank() == 0:
+            self.logger = MetricLogger.resume(self.run, state["logger"])
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, of several processes with the states of all."""
+        state: dict[str, Any] = {}
+        if num_processes() > 1:
+            state = other_states(self.state_dict(), self.agent)
         if self.run is None or self.logger is None:
             return
-        state = self.state_dict() | {"logger": self.logger.state_dict(), "steps": self.steps}
+        state |= self.state_dict() | {"logger": self.logger.state_dict(), "steps": self.steps}
         folder = self.run.checkpoints_dir
         save_checkpoint(folder, self.steps, state, self._config_text, self._keep)
 
@@ -123,15 +141,19 @@ class Loop(ABC):
             Stopped: Ctrl-C; a checkpoint was saved.
             NonFiniteLossError: the batch is in `bad_batch.safetensors` of the run.
         """
+        is_asked = False
         with interruptible() as interrupted:
-            while self.steps < self.end and not interrupted.is_set():
+            while self.steps < self.end:
+                is_asked = any_of(interrupted.is_set())
+                if is_asked:
+                    break
                 before = self.steps
                 metrics = self.iterate()
                 progress.update(self.steps, self.shown(metrics))
                 if self.steps // self._every > before // self._every and self.steps < self.end:
                     self.save()
             self.save()
-        if interrupted.is_set() and self.steps < self.end:
+        if is_asked:
             raise Stopped(self._how_to_go_on())
 
     def close(self) -> None:
@@ -140,11 +162,18 @@ class Loop(ABC):
             self.logger.close()
 
     def keep_batch(self, batch: Any) -> None:
-        """Write a batch whose loss is not finite where it can be looked at."""
-        if self.run is not None:
-            arrays = {name: x.contiguous() for name, x in named_tensors(batch)}
-            save_file(arrays, self.run.path / "bad_batch.safetensors")
+        """Write a batch whose loss is not finite where it can be looked at.
+
+        Of several processes each one's share has a file of its own.
+        """
+        arrays = {name: x.contiguous() for name, x in named_tensors(batch)}
+        others = other_batches(arrays)
+        if self.run is None or rank() > 0:
+            return
+        save_file(arrays, self.run.path / "bad_batch.safetensors")
+        for number, other in enumerate(others, start=1):
+            save_file(other, self.run.path / f"bad_batch_{number}.safetensors")
 
     def _how_to_go_on(self) -> str:
-        where = "" if self.run is None else f", saved: statewise train --resume {self.run.path}"
+        where = "" if self.run is None else f", saved: {resume_line(self.run.path)}"
         return f"stopped at {self.steps} {self.unit}{where}"

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
-from statewise.data import EpisodeDataset, toy_offer, toys
+from statewise.data import EpisodeDataset, toy_histories, toy_offer, toys
 from statewise.training.schema import ConfigError, nearest
 
 Algorithm = Literal["sac", "td3"]
@@ -130,6 +130,16 @@ TOYS: dict[str, Toy] = {
         "statewise/MultiDoorsKeys-v0",
         {f"scripted-{n}": partial(toys.multi_doors_keys, num_keys=n) for n in (3, 5, 7)},
         length=100,
+    ),
+    "dark-room-histories": Toy(
+        "statewise/DarkRoom-v0",
+        {
+            "train": toy_histories.dark_room_histories,
+            "held-out": partial(toy_histories.dark_room_histories, goals="held_out"),
+            "all": partial(toy_histories.dark_room_histories, goals="all"),
+        },
+        length=10,
+        length_kwarg="steps",
     ),
 }
 

@@ -10,9 +10,12 @@ and no checkpoint is kept of it.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
+
+from statewise.agents import parallel
 from statewise.agents.offline.protocol import OfflineBatch
 from statewise.agents.recurrent_ppo import NonFiniteLossError
 from statewise.data.samplers import SampledBatch, Sampler
@@ -53,6 +56,12 @@ class Means:
         self.count += 1
         self.num_valid += num_valid
         self.num_rows += num_rows
+
+    def joined(self) -> "Means":
+        """Return the same over all processes, with the times of this one."""
+        rows = parallel.total(torch.tensor([self.num_valid, self.num_rows])).tolist()
+        sums = parallel.mean_metrics(self.sums)
+        return replace(self, sums=sums, num_valid=rows[0], num_rows=rows[1])
 
     def metrics(self) -> dict[str, float]:
         """Return means, speeds and the share of the rows that are padding."""
@@ -140,9 +149,10 @@ class OfflineTraining(Loop):
         self.steps += 1
         every, last = self.config.eval.every_updates, self.steps == self.end
         is_evaluated = every > 0 and (self.steps % every == 0 or last)
-        evaluation = self.evaluation() if is_evaluated else {}
+        # The other processes wait for it at their next exchange.
+        evaluation = self.evaluation() if is_evaluated and parallel.rank() == 0 else {}
         if self.steps % self.config.log_every == 0 or last or is_evaluated:
-            metrics = self._means.metrics()
+            metrics = self._means.joined().metrics()
             self._means = Means()
             if self.logger is not None:
                 self.logger.write(self.steps, metrics | evaluation)
@@ -157,7 +167,10 @@ class OfflineTraining(Loop):
             metrics[f"eval/return_mean{behind}"] = one.result.return_mean
             if one.score is not None:
                 metrics[f"eval/score{behind}"] = one.score
-        headline = results[0].result.return_mean
+        return metrics | self.noted(results[0].result.return_mean)
+
+    def noted(self, headline: float) -> dict[str, float]:
+        """Return the best return so far and its update, this one among them."""
         if self._best is None or headline > self._best[0]:
             self._best = headline, self.steps
-        return metrics | {"eval/best_return_mean": self._best[0], "eval/best_step": self._best[1]}
+        return {"eval/best_return_mean": self._best[0], "eval/best_step": self._best[1]}

@@ -3,9 +3,10 @@
 `training.config` builds them from YAML and overrides, as it does `TrainConfig`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from statewise.agents.offline.algorithm_distillation import AlgorithmDistillationConfig
 from statewise.agents.offline.behavior_cloning import BehaviorCloningConfig
 from statewise.agents.offline.decision_mamba import DecisionMambaConfig
 from statewise.agents.offline.decision_mamba_mg import DecisionMambaMGConfig
@@ -19,6 +20,7 @@ from statewise.data.scores import reference_scores
 from statewise.envs.build import EnvConfig
 from statewise.envs.previous import Input
 from statewise.envs.return_to_go import RewardTime
+from statewise.envs.trials import TrialConfig
 from statewise.training.schema import check_at_least, check_device
 
 OF_THE_DATA = "data"
@@ -85,6 +87,29 @@ class EvalEnvConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalTrialConfig:
+    """What a trial of an evaluation is."""
+
+    episodes: int = 8  # of one task, over which the memory runs on, >= 1
+
+    def __post_init__(self) -> None:
+        check_at_least(1, episodes=self.episodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEvalEnvConfig(EvalEnvConfig):
+    """Where an agent is evaluated that acts over several episodes of a task."""
+
+    trial: EvalTrialConfig = field(default_factory=EvalTrialConfig)
+
+    def config(self, data_id: str | None, num_envs: int, inputs: tuple[Input, ...]) -> EnvConfig:
+        """Return the settings of `envs.build`, with trials and, as in histories, no final rows."""
+        single = super().config(data_id, num_envs, inputs)
+        trial = TrialConfig(episodes=self.trial.episodes)
+        return replace(single, autoreset="same_step", trial=trial)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfflineCheckpointConfig:
     """When checkpoints are written and how many stay."""
 
@@ -99,7 +124,7 @@ class OfflineCheckpointConfig:
 class OfflineEvalConfig:
     """How a trained agent is evaluated."""
 
-    episodes: int = 100  # episodes per evaluation, and per target where there are some, >= 1
+    episodes: int = 100  # per evaluation, and per target where there are some; or trials, >= 1
     num_envs: int = 25  # environments stepped together, per target, >= 1
     every_updates: int = 0  # updates between two evaluations while training; 0: none
     actions: Literal["greedy", "sample"] = "greedy"  # mode of the policy, or a sample of it
@@ -207,6 +232,15 @@ class DecisionMambaMGRun(OfflineTrainConfig):
     system: Literal["decision_mamba_mg"]
     agent: DecisionMambaMGConfig
     eval: TargetEvalConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmDistillationRun(OfflineTrainConfig):
+    """A run of Algorithm Distillation."""
+
+    system: Literal["ad"]
+    agent: AlgorithmDistillationConfig
+    env: TrialEvalEnvConfig = field(default_factory=TrialEvalEnvConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

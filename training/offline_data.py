@@ -14,6 +14,7 @@ from statewise.data.episode import ArraySpec, DatasetInfo
 from statewise.data.errors import EmptyDataset, SpecMismatch
 from statewise.data.files import sha256_of
 from statewise.data.flat import ReadConfig
+from statewise.data.history_sampler import HistoryConfig, HistorySampler
 from statewise.data.load import load_dataset
 from statewise.data.samplers import (
     Sampler,
@@ -209,12 +210,15 @@ def make_sampler(
     """Return the source of the batches that an agent takes.
 
     Raises:
-        EmptyDataset: no episode is long enough.
+        EmptyDataset: no episode, or history, is long enough.
+        MissingKey, SpecMismatch: histories are asked for, and the data are none.
     """
     if isinstance(sampling, WindowConfig):
         return WindowSampler(dataset, sampling, generator)
     if isinstance(sampling, TrajectoryConfig):
         return TrajectorySampler(dataset, sampling, generator)
+    if isinstance(sampling, HistoryConfig):
+        return HistorySampler(dataset, sampling, generator)
     if isinstance(sampling, StreamConfig):
         return StreamSampler(dataset, sampling, generator)
     return TransitionSampler(dataset, sampling, generator)

@@ -3,6 +3,9 @@
 import time
 from typing import Any
 
+import torch
+
+from statewise.agents import parallel
 from statewise.agents.recurrent_ppo import NonFiniteLossError, RecurrentPPO
 from statewise.envs.protocol import VectorEnv
 from statewise.training.collector import Collector
@@ -31,10 +34,11 @@ class OnlineTraining(Loop):
         self.collector = Collector(env, agent, config.rollout_steps, config.device)
 
     def begin(self) -> None:
-        """Start the episodes."""
+        """Start the episodes; the environments of several processes are seeded one on."""
         # An agent that has learned before sees other episodes than it began with.
         seen = self.agent.steps_seen
-        self.collector.start(Seeds(self.config.seed).integer(f"env-{seen}" if seen else "env"))
+        seed = Seeds(self.config.seed).integer(f"env-{seen}" if seen else "env")
+        self.collector.start(seed + parallel.rank() * self.env.num_envs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return agent and collector."""
@@ -59,15 +63,17 @@ class OnlineTraining(Loop):
             self.keep_batch(rollout.batch.step)
             raise
         done = time.perf_counter()
-        self.steps += rollout.num_steps
+        counts = torch.tensor([rollout.num_steps, rollout.num_episodes])
+        num_steps, num_episodes = parallel.total(counts).tolist()
+        self.steps += num_steps
         metrics = (
             self.collector.statistics
             | {f"train/{name}": value for name, value in losses.items()}
             | {
-                "time/fps": rollout.num_steps / (done - begin),
+                "time/fps": num_steps / (done - begin),
                 "time/total_timesteps": float(self.steps),
                 "time/collect_share": (collected - begin) / (done - begin),
-                "rollout/episodes": float(rollout.num_episodes),
+                "rollout/episodes": float(num_episodes),
             }
         )
         if self.logger is not None:

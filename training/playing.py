@@ -70,6 +70,10 @@ class PlayingAgent(ABC):
     def make_env(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         """Return one environment of the run, wrapped for `predict`; kwargs go to its maker."""
 
+    def make_single_eval_env(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+        """Return one environment of an evaluation; where that has no settings of its own, any."""
+        return self.make_env(**kwargs)
+
     @abstractmethod
     def wrap(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         """Return `env` in the form the agent expects: flat observations, and its own inputs."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from statewise.training.config import RunConfig
+from statewise.training.distributed import own_stream
 from statewise.training.seeding import Seeds
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -32,6 +33,6 @@ def prepare_process(config: RunConfig) -> None:
     """Set torch's threads, the allocator, and the global generators third-party code may use."""
     keep_freed_memory()
     torch.set_num_threads(config.num_threads)
-    seed = Seeds(config.seed).integer("global")
+    seed = Seeds(config.seed).integer(own_stream("global"))
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - for environments that draw from numpy's global state

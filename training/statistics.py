@@ -1,19 +1,25 @@
-"""Statistics of returns: mean with its interval, rank correlation, bootstrap intervals.
+"""Statistics of returns: mean with its interval, rank correlation, scores of runs on many tasks.
 
 Student's distribution follows Abramowitz and Stegun, "Handbook of Mathematical Functions"
-(1964), eq. 26.7.3, 26.7.4 and 26.7.5. The interquartile mean and its stratified bootstrap are
-those of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice"
-(2021).
+(1964), eq. 26.7.3, 26.7.4 and 26.7.5. Interquartile mean, optimality gap, performance profile,
+probability of improvement and the stratified bootstrap are those of Agarwal et al., "Deep
+Reinforcement Learning at the Edge of the Statistical Precipice" (2021). Their scores are (R, K),
+R runs on each of K tasks; a statistic of them takes leading axes and reads the last two.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Any]
+"""(..., R, K) scores -> (...) numbers, or (..., P) of a statistic at P places."""
+
+_CHUNK = 1 << 21  # scores drawn at a time
 _SERIES_LIMIT = 200  # degrees of freedom; beyond, the expansion is exact to 1e-8
 
 
@@ -124,26 +130,86 @@ def interquartile_mean(scores: ArrayLike) -> float:
     Raises:
         ValueError: no scores.
     """
-    ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=None)
-    if not ordered.size:
+    values = np.asarray(scores, dtype=np.float64).reshape(-1, 1)
+    if not values.size:
         raise ValueError("interquartile_mean: expected at least one score, got none")
-    cut = ordered.size // 4
-    return float(ordered[cut : ordered.size - cut].mean())
+    return float(iqm(values))
 
 
-def _resample(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw as many runs as there are, with replacement, for every task on its own."""
-    rows = rng.integers(len(values), size=values.shape)
-    return np.take_along_axis(values, rows, axis=0)
+def iqm(scores: Floats) -> Any:
+    """Return the interquartile mean of runs and tasks, (..., R, K) -> (...)."""
+    ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    cut = ordered.shape[-1] // 4
+    return ordered[..., cut : ordered.shape[-1] - cut].mean(-1)
 
 
-def bootstrap_interval(
-    values: Sequence[float] | NDArray[np.float64],
+def mean_score(scores: Floats) -> Any:
+    """Return the mean over tasks of their means over runs, (..., R, K) -> (...)."""
+    return scores.mean((-2, -1))
+
+
+def median_score(scores: Floats) -> Any:
+    """Return the median over tasks of their means over runs, (..., R, K) -> (...)."""
+    return np.median(scores.mean(-2), axis=-1)
+
+
+def optimality_gap(scores: Floats) -> Any:
+    """Return by how much scores fall short of 1 on average, (..., R, K) -> (...).
+
+    More than 1 counts as 1.
+    """
+    return 1 - np.minimum(scores, 1).mean((-2, -1))
+
+
+def performance_profile(scores: Floats, thresholds: ArrayLike) -> Any:
+    """Return the share of all runs above each threshold, (..., R, K) -> (..., P) for (P,)."""
+    places = np.asarray(thresholds, dtype=np.float64)
+    ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    above = [(ordered > place).mean(-1) for place in places]
+    return np.stack(above, axis=-1)
+
+
+def probability_of_improvement(scores: ArrayLike, others: ArrayLike) -> Any:
+    """Return how probable it is that a run of one is better than a run of the other.
+
+    Averaged over tasks; equal scores count half. 0.5 says that neither is better.
+
+    Args:
+        scores: (..., R, K).
+        others: (..., S, K), the same tasks.
+
+    Returns:
+        (...) numbers in [0, 1].
+    """
+    x = np.asarray(scores, dtype=np.float64)[..., :, None, :]
+    y = np.asarray(others, dtype=np.float64)[..., None, :, :]
+    return ((x > y) + 0.5 * (x == y)).mean((-3, -2, -1))
+
+
+def _resample(values: Floats, number: int, rng: np.random.Generator) -> Floats:
+    """Draw as many runs as there are, with replacement, for every task on its own.
+
+    Returns:
+        (number, R, K).
+    """
+    rows = rng.integers(len(values), size=(number, *values.shape))
+    return np.take_along_axis(values[None], rows, axis=1)
+
+
+def _chunks(repetitions: int, size: int) -> list[int]:
+    """Return how many repetitions are drawn at a time, so that memory is bounded."""
+    step = max(1, _CHUNK // size)
+    return [min(step, repetitions - start) for start in range(0, repetitions, step)]
+
+
+def bootstrap_band(
+    values: ArrayLike,
     rng: np.random.Generator,
     repetitions: int = 2000,
     level: float = 0.95,
-) -> Interval:
-    """Return the interquartile mean with its percentile bootstrap interval.
+    statistic: Statistic = iqm,
+) -> tuple[Any, Any, Any]:
+    """Return a statistic, and the ends of its percentile bootstrap interval.
 
     Args:
         values: (R,) scores of R runs, or (R, K) scores of R runs on K tasks; runs are drawn
@@ -151,16 +217,68 @@ def bootstrap_interval(
         rng: the only source of chance.
         repetitions: at least 1.
         level: in (0, 1).
+        statistic: of the scores, at one or more places.
 
     Raises:
         ValueError: no values, more than two axes, or an argument outside its range.
     """
+    scores = _checked(values, repetitions, level)
+    sizes = _chunks(repetitions, scores.size)
+    draws = np.concatenate([statistic(_resample(scores, size, rng)) for size in sizes])
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return statistic(scores), low, high
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    rng: np.random.Generator,
+    repetitions: int = 2000,
+    level: float = 0.95,
+    statistic: Statistic = iqm,
+) -> Interval:
+    """Return `bootstrap_band` of a statistic that is one number; by default the IQM."""
+    return Interval(*map(float, bootstrap_band(values, rng, repetitions, level, statistic)))
+
+
+def improvement_interval(
+    values: ArrayLike,
+    others: ArrayLike,
+    rng: np.random.Generator,
+    repetitions: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Return the probability of improvement with its interval; runs of both are drawn anew.
+
+    Args:
+        values: (R,) or (R, K).
+        others: (S,) or (S, K), the same tasks.
+        rng: the only source of chance.
+        repetitions: at least 1.
+        level: in (0, 1).
+
+    Raises:
+        ValueError: as `bootstrap_band`, or other tasks.
+    """
+    x, y = (_checked(one, repetitions, level) for one in (values, others))
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"improvement_interval: expected scores on the same tasks, got {x.shape[1]} and "
+            f"{y.shape[1]} tasks"
+        )
+    draws = [
+        probability_of_improvement(_resample(x, size, rng), _resample(y, size, rng))
+        for size in _chunks(repetitions, x.size * len(y))
+    ]
+    low, high = np.quantile(np.concatenate(draws), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(probability_of_improvement(x, y)), float(low), float(high))
+
+
+def _checked(values: ArrayLike, repetitions: int, level: float) -> Floats:
+    """Return (R, K) scores."""
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim not in (1, 2) or not scores.size or repetitions < 1 or not 0 < level < 1:
         raise ValueError(
-            "bootstrap_interval: expected values (R,) or (R, K), repetitions >= 1 and a level in"
+            "bootstrap: expected values (R,) or (R, K), repetitions >= 1 and a level in"
             f" (0, 1), got {scores.shape}, {repetitions} and {level}"
         )
-    draws = [interquartile_mean(_resample(scores, rng)) for _ in range(repetitions)]
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(interquartile_mean(scores), float(low), float(high))
+    return scores.reshape(len(scores), -1)

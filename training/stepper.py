@@ -13,6 +13,7 @@ from statewise.envs.protocol import Arrived, Bools, Obs, VectorEnv
 from statewise.ssm.protocol import State
 
 WINDOW = 100  # episodes over which returns and lengths are averaged
+MAX_PLACES = 16  # episodes of a trial whose returns are logged each for itself
 
 
 def to_tensors(obs: Obs, device: torch.device) -> dict[str, Tensor]:
@@ -40,6 +41,7 @@ class Stepper:
         self._length = np.zeros(env.num_envs, np.int64)
         self._returns: deque[float] = deque(maxlen=WINDOW)
         self._lengths: deque[int] = deque(maxlen=WINDOW)
+        self._by_place: dict[int, deque[float]] = {}
 
     def start(self, seed: int) -> None:
         """Begin episodes in all environments."""
@@ -65,22 +67,45 @@ class Stepper:
         self.state = state
         self._return += arrived.reward
         self._length += arrived.valid
-        ended = (arrived.terminated | arrived.truncated).nonzero()[0]
+        ended = arrived.episode_ended.nonzero()[0]
         self._returns.extend(self._return[ended].tolist())
         self._lengths.extend(self._length[ended].tolist())
-        self._return[ended] = 0
-        self._length[ended] = 0
+        over = ended
+        if arrived.trial is not None:
+            self._keep_by_place(ended, arrived.trial.place[ended])
+            over = (arrived.trial.ended | arrived.trial.over).nonzero()[0]
+        self._return[over] = 0
+        self._length[over] = 0
         return len(ended)
+
+    def _keep_by_place(self, ended: NDArray[np.intp], place: NDArray[np.int64]) -> None:
+        """Keep the returns of episodes that ended, by their number within the trial."""
+        for index, number in zip(ended, place.tolist(), strict=True):
+            if number < MAX_PLACES:
+                recent = self._by_place.setdefault(number, deque(maxlen=WINDOW))
+                recent.append(float(self._return[index]))
+
+    @property
+    def windows(self) -> dict[str, list[float]]:
+        """Returns and lengths of the last episodes; empty before the first one ended.
+
+        In trials also the returns of their first, second, ... episode.
+        """
+        if not self._returns:
+            return {}
+        by_place = {
+            f"rollout/return_episode_{number + 1}": list(recent)
+            for number, recent in sorted(self._by_place.items())
+        }
+        return {
+            "rollout/ep_rew_mean": list(self._returns),
+            "rollout/ep_len_mean": [float(length) for length in self._lengths],
+        } | by_place
 
     @property
     def statistics(self) -> dict[str, float]:
-        """Mean return and length of the last episodes; empty before the first one ended."""
-        if not self._returns:
-            return {}
-        return {
-            "rollout/ep_rew_mean": float(np.mean(self._returns)),
-            "rollout/ep_len_mean": float(np.mean(self._lengths)),
-        }
+        """The means of `windows`."""
+        return {name: float(np.mean(recent)) for name, recent in self.windows.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on exactly from here."""
@@ -92,6 +117,7 @@ class Stepper:
             "length": self._length,
             "returns": list(self._returns),
             "lengths": list(self._lengths),
+            "by_place": {str(number): list(kept) for number, kept in self._by_place.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -99,6 +125,8 @@ class Stepper:
         self.obs, self.is_first = self.env.load_state_dict(state["env"])
         self._returns.extend(state["returns"])
         self._lengths.extend(state["lengths"])
+        for number, kept in state.get("by_place", {}).items():  # older runs have none
+            self._by_place[int(number)] = deque(kept, maxlen=WINDOW)
         self.reset = self.is_first
         if self.env.resume == "exact":
             self.state = {key: x.to(self.device) for key, x in state["memory"].items()}

@@ -13,10 +13,12 @@ from gymnasium import spaces
 
 from statewise.agents.build import AGENTS
 from statewise.agents.recurrent_ppo import EncoderFactory, RecurrentPPO
-from statewise.envs.build import EnvConfig, make_env, make_single, wrap_single
+from statewise.envs.build import EnvConfig, make_env, make_single, steps_together, wrap_like
 from statewise.envs.protocol import EnvError, VectorEnv
 from statewise.training.config import ConfigError, TrainConfig
-from statewise.training.evaluate import EvalOptions, EvalResult, evaluate
+from statewise.training.distributed import share
+from statewise.training.evaluate import EvalOptions, Returns, evaluate
+from statewise.training.evaluate_trials import evaluate_trials
 from statewise.training.online import OnlineTraining
 from statewise.training.playing import EnvFactory, PlayingAgent, find_device
 from statewise.training.process import prepare_process
@@ -98,20 +100,26 @@ class TrainedAgent(PlayingAgent):
     def make_eval_env(self, num_envs: int) -> VectorEnv:
         """Return the environments of an evaluation: each on a seed of its own."""
         config = dataclasses.replace(self._eval_env_config(), num_envs=num_envs)
-        if config.vectorization != "async":
+        together = self._factory is None and steps_together(config.id)
+        if config.vectorization in ("auto", "vector_entry_point") and not together:
             # A vector environment of its own kind may draw all episodes from one generator.
             config = dataclasses.replace(config, vectorization="sync")
         return make_env(config, self._factory)
 
+    def make_single_eval_env(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+        """Return one environment of an evaluation, wrapped for `predict`."""
+        return make_single(self._eval_env_config(), self._factory, **kwargs)
+
     def _eval_env_config(self) -> EnvConfig:
-        return self.config.env
+        env = self.config.env
+        return dataclasses.replace(env, kwargs=env.kwargs | self.config.eval.kwargs)
 
     def wrap(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
         """Return `env` in the form the agent expects: flat observations, and its own inputs."""
-        return wrap_single(env, self.config.env.inputs, self.config.env.picture_size)
+        return wrap_like(self.config.env, env)
 
-    def evaluate(self, options: EvalOptions) -> tuple[EvalResult, dict[str, Any]]:
-        """Play complete episodes; return what they gave, and the same for eval.json.
+    def evaluate(self, options: EvalOptions) -> tuple[Returns, dict[str, Any]]:
+        """Play complete episodes, or trials; return what they gave, and the same for eval.json.
 
         Raises:
             ConfigError: targets are given.
@@ -124,16 +132,20 @@ class TrainedAgent(PlayingAgent):
         config = self.config.eval
         episodes = options.episodes or config.episodes
         actions = options.actions or config.actions
-        env = self.make_eval_env(min(options.num_envs or config.num_envs, episodes))
+        env = options.watched(
+            self.make_eval_env(min(options.num_envs or config.num_envs, episodes))
+        )
+        how: dict[str, Any] = {
+            "seed": self.eval_seed if options.seed is None else options.seed,
+            "explore": actions == "sample",
+            "device": self.config.device,
+        }
+        result: Returns
         try:
-            result = evaluate(
-                self.agent,
-                env,
-                episodes=episodes,
-                seed=self.eval_seed if options.seed is None else options.seed,
-                explore=actions == "sample",
-                device=self.config.device,
-            )
+            if self.config.env.trial.is_on:
+                result = evaluate_trials(self.agent, env, trials=episodes, **how)
+            else:
+                result = evaluate(self.agent, env, episodes=episodes, **how)
         finally:
             env.close()
         return result, {"actions": actions, **result.as_json()}
@@ -145,8 +157,8 @@ class TrainedAgent(PlayingAgent):
 
     @contextmanager
     def source(self) -> Iterator[VectorEnv]:
-        """Return the environments of a run, closed afterwards."""
-        env = self.make_vector_env(self.config.env.num_envs)
+        """Return the environments of a run in this process, closed afterwards."""
+        env = self.make_vector_env(share(self.config.env.num_envs))
         try:
             yield env
         finally:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 import numpy as np
@@ -16,11 +16,12 @@ from statewise.data.checks import check_env
 from statewise.data.dataset import EpisodeDataset
 from statewise.data.errors import DatasetError
 from statewise.data.samplers import Sampler
-from statewise.envs.build import EnvConfig, make_env, make_single, wrap_single
+from statewise.envs.build import EnvConfig, make_env, make_single, wrap_like
 from statewise.envs.previous import Input
 from statewise.envs.return_to_go import ReturnToGoWrapper
 from statewise.training.config import ConfigError
-from statewise.training.evaluate import EvalOptions, EvalResult, TargetResult
+from statewise.training.distributed import own_stream, share_sampling
+from statewise.training.evaluate import EvalOptions, Returns, TargetResult
 from statewise.training.offline import OfflineTraining
 from statewise.training.offline_config import OfflineTrainConfig, check_targets
 from statewise.training.offline_data import (
@@ -145,9 +146,9 @@ class TrainedOfflineAgent(PlayingAgent):
         Raises:
             ConfigError: a target for an agent that is not told one.
         """
-        return self._with_target(wrap_single(env, self._env_config(1).inputs), target)
+        return self._with_target(wrap_like(self._env_config(1), env), target)
 
-    def evaluate(self, options: EvalOptions) -> tuple[EvalResult, dict[str, Any]]:
+    def evaluate(self, options: EvalOptions) -> tuple[Returns, dict[str, Any]]:
         """Play complete episodes for every target; return what they gave, and for eval.json.
 
         Raises:
@@ -179,7 +180,7 @@ class TrainedOfflineAgent(PlayingAgent):
         try:
             return evaluate_offline(
                 self.agent,
-                asking(envs, targets, self.config.data.reward),
+                options.watched(asking(envs, targets, self.config.data.reward)),
                 targets=targets,
                 episodes=episodes,
                 seed=self.eval_seed if options.seed is None else options.seed,
@@ -199,7 +200,7 @@ class TrainedOfflineAgent(PlayingAgent):
 
     @contextmanager
     def source(self) -> Iterator[Sampler]:
-        """Return the batches of a run.
+        """Return the batches of a run in this process.
 
         Raises:
             RunError: the data are not those that the run began with.
@@ -207,7 +208,7 @@ class TrainedOfflineAgent(PlayingAgent):
         if self._dataset is None:
             check_same_data(self.facts)
             self._dataset = read_data(self.config.data, self.facts.paths)
-        yield make_sampler(self._dataset, self.agent.sampling, self._generator())
+        yield make_sampler(self._dataset, share_sampling(self.agent.sampling), self._generator())
 
     def loop(self, source: Sampler, run: RunDirectory) -> OfflineTraining:
         """Return the training of a run."""
@@ -279,9 +280,8 @@ class TrainedOfflineAgent(PlayingAgent):
         return agent
 
     def _env_config(self, num_envs: int) -> EnvConfig:
-        inputs: tuple[Input, ...] = ()
-        if "previous_action" in self.agent.inputs:
-            inputs = ("previous_action",)
+        known: tuple[Input, ...] = get_args(Input)
+        inputs = tuple(name for name in known if name in self.agent.inputs)
         return self.config.env.config(self.env_id, num_envs, inputs)
 
     def _flat_spaces(self) -> spaces.Dict:
@@ -320,7 +320,7 @@ class TrainedOfflineAgent(PlayingAgent):
     def _generator(self) -> np.random.Generator:
         # An agent that has learned before sees other batches than it began with.
         name = f"data-{self.step}" if self.step else "data"
-        return Seeds(self.config.seed).generator(name)
+        return Seeds(self.config.seed).generator(own_stream(name))
 
 
 def _entries(flat: spaces.Dict, names: Sequence[str], env_id: str) -> spaces.Dict:

@@ -1,55 +1,12 @@
 """An agent that learns in its environment and in its imagination, with its configuration."""
 
-import dataclasses
-from pathlib import Path
-from typing import Any
-
 from statewise.agents.imagination.agent import ImaginationAgent
-from statewise.envs.build import EnvConfig
-from statewise.envs.protocol import VectorEnv
-from statewise.training.evaluate import EvalOptions, EvalResult
-from statewise.training.playing import PlayingAgent
-from statewise.training.process import prepare_process
-from statewise.training.progress import Progress
-from statewise.training.run import RunDirectory
-from statewise.training.trained import TrainedAgent
-from statewise.training.world import WorldTraining
+from statewise.training.trained_replay import TrainedReplayAgent
 from statewise.training.world_config import WorldTrainConfig
 
 
-class TrainedWorldAgent(TrainedAgent):
-    """An agent with a world model; see `TrainedAgent`."""
+class TrainedWorldAgent(TrainedReplayAgent):
+    """An agent with a world model; see `TrainedReplayAgent`."""
 
-    config: WorldTrainConfig  # type: ignore[assignment]
-    agent: ImaginationAgent  # type: ignore[assignment]
-    goes_on_with, unit = "learn(total_timesteps)", WorldTraining.unit
-
-    def _schedule(self) -> dict[str, Any]:
-        return {}
-
-    def _eval_env_config(self) -> EnvConfig:
-        env = self.config.env
-        return dataclasses.replace(env, kwargs=env.kwargs | self.config.eval.kwargs)
-
-    def _evaluate_on_the_way(self) -> EvalResult:
-        result, _ = self.evaluate(EvalOptions())
-        return result
-
-    def loop(self, source: VectorEnv, run: RunDirectory | None) -> WorldTraining:  # type: ignore[override]
-        """Return the training of a run."""
-        return WorldTraining(self.config, self.agent, source, run, self._evaluate_on_the_way)
-
-    def learn(self, total_timesteps: int) -> "TrainedWorldAgent":
-        """Train for `total_timesteps` more environment steps with a new replay, in memory."""
-        config = dataclasses.replace(self.config, total_steps=total_timesteps)
-        prepare_process(config)
-        with self.source() as env:
-            training = WorldTraining(config, self.agent, env, None, self._evaluate_on_the_way)
-            training.start()
-            with Progress(total_timesteps, console=None) as progress:
-                training.train(progress)
-        return self
-
-    def export(self, path: str | Path, *, batch_size: int = 1) -> Path:
-        """Refuse: the program would need the noise of the latents as an input."""
-        return PlayingAgent.export(self, path, batch_size=batch_size)
+    config: WorldTrainConfig
+    agent: ImaginationAgent

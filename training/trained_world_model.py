@@ -131,7 +131,7 @@ class TrainedWorldModel(PlayingAgent):
             ConfigError: an option of agents that play.
             RunError: the data of the run are not there or not what they were.
         """
-        for name in ("num_envs", "actions", "targets"):
+        for name in ("num_envs", "actions", "targets", "watch"):
             if getattr(options, name) is not None:
                 raise ConfigError(
                     f"eval: expected no {name} for {self.config.system}, which plays no episodes,"

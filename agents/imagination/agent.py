@@ -201,8 +201,8 @@ class ImaginationAgent:
         action = torch.zeros(batch_size, self.world.actions.width, device=self.device)
         return detach(self.world.initial_state(batch_size)) | {ACTION: action}
 
-    def world_state(self, state: State) -> State:
-        """Return the part of a state that the world model knows."""
+    def stored_state(self, state: State) -> State:
+        """Return what a replay stores of a state: the part that the world model knows."""
         return {key: x for key, x in state.items() if key != ACTION}
 
     @torch.inference_mode()
@@ -220,7 +220,7 @@ class ImaginationAgent:
             self._cache = self.world.dynamics.prepare_step()
         num = len(is_first)
         noise = self.world.noise(num, generator=self.generator)
-        world = self.world_state(state)
+        world = self.stored_state(state)
         after = self.world.observe_step(obs, state[ACTION], world, reset, noise, cache=self._cache)
         policy = self.behavior.actor(self.behavior.features(after))
         if explore and not self.updates_done and self.config.initial_exploration == "random":

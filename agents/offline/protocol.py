@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from statewise.agents.protocol import Metrics
+from statewise.data.history_sampler import HistoryConfig
 from statewise.data.samplers import (
     SampledBatch,
     StreamConfig,
@@ -18,8 +19,8 @@ from statewise.data.samplers import (
 from statewise.ssm.protocol import State
 
 OfflineBatch = SampledBatch | TransitionBatch
-Sampling = WindowConfig | TrajectoryConfig | StreamConfig | TransitionConfig
-ActingInput = Literal["previous_action", "return_to_go"]
+Sampling = WindowConfig | TrajectoryConfig | StreamConfig | HistoryConfig | TransitionConfig
+ActingInput = Literal["previous_action", "previous_reward", "first_step", "return_to_go"]
 
 
 class ObsStatistics(NamedTuple):
@@ -42,8 +43,9 @@ class OfflineAgent(Protocol):
     """Which batches `update` takes."""
     inputs: tuple[ActingInput, ...]
     """Further entries of the observation in `act`: previous_action (B, A), encoded and clipped
-    as `envs.previous` has it, 0 at a first step; return_to_go (B, 1), the target minus the
-    rewards so far, in their units (with delayed rewards the target until the episode ends)."""
+    as `envs.previous` has it, 0 at a first step, previous_reward (B, 1) and first_step (B, 1),
+    both from there; return_to_go (B, 1), the target minus the rewards so far, in their units
+    (with delayed rewards the target until the episode ends)."""
     updates_made: int
 
     def initial_state(self, batch_size: int) -> State:

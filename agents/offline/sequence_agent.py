@@ -42,10 +42,9 @@ SEEDS = 2**62  # of dropout
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceAgentConfig:
-    """Settings that all return-conditioned sequence policies have."""
+class SequenceLearningConfig:
+    """Settings by which all sequence policies learn from data."""
 
-    return_scale: float = 1000.0  # > 0, divides returns to go; make the best about 1 to 5
     learning_rate: float = 1e-4  # > 0, AdamW
     schedule: Schedule = "constant"  # after the warm-up; cosine: to 0 over the run's updates
     warmup_updates: int = 10_000  # >= 0, linear
@@ -53,12 +52,10 @@ class SequenceAgentConfig:
     max_grad_norm: float = 0.25  # > 0, joint
     batch_size: int = 64  # >= 1, windows or episodes
     dropout: float = 0.1  # [0, 1)
-    loss_on: LossOn = "all"  # which steps count; last: those that end an episode
-    action_input: ActionInput = "taken"  # none: tokens hold no actions; set it with loss_on last
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # of pictures
 
     def __post_init__(self) -> None:
-        for name in ("return_scale", "learning_rate", "max_grad_norm", "batch_size"):
+        for name in ("learning_rate", "max_grad_norm", "batch_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
         for name in ("warmup_updates", "weight_decay"):
@@ -66,6 +63,20 @@ class SequenceAgentConfig:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceAgentConfig(SequenceLearningConfig):
+    """Settings that all return-conditioned sequence policies have."""
+
+    return_scale: float = 1000.0  # > 0, divides returns to go; make the best about 1 to 5
+    loss_on: LossOn = "all"  # which steps count; last: those that end an episode
+    action_input: ActionInput = "taken"  # none: tokens hold no actions; set it with loss_on last
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.return_scale > 0:
+            raise ValueError(f"return_scale: expected a positive number, got {self.return_scale}")
 
 
 def loss_rows(step: Step, loss_on: LossOn) -> Tensor:
@@ -101,7 +112,7 @@ class SequenceAgent:
 
     def __init__(
         self,
-        config: SequenceAgentConfig,
+        config: SequenceLearningConfig,
         policy: SequencePolicy,
         acting: Acting,
         sampling: Sampling,
@@ -113,7 +124,9 @@ class SequenceAgent:
         self.policy = policy
         self.acting = acting
         self.sampling = sampling
-        self.loss_on: LossOn = config.loss_on
+        self.loss_on: LossOn = "all"
+        if isinstance(config, SequenceAgentConfig):
+            self.loss_on = config.loss_on
         self.weights = {"action": 1.0}
         self.updates_made = 0
         self.device = policy.head.linear.weight.device
@@ -153,18 +166,21 @@ class SequenceAgent:
         """
         if self.policy.training:
             self.policy.eval()
+        predicted, state = self.acting.act(self.arrived(obs, is_first, reset), state)
+        return self.policy.code.choose(predicted, self.generator if explore else None), {}, state
+
+    def arrived(self, obs: dict[str, Tensor], is_first: Tensor, reset: Tensor) -> Arrived:
+        """Return what came with a step; arguments as in `act`."""
         vector = self.policy.inputs(obs)
         is_new = is_first | reset
         previous = self.policy.code.from_previous(obs["previous_action"]).to(vector.dtype)
-        arrived = Arrived(
+        return Arrived(
             obs=vector,
             previous=cleared(previous, ~is_new),
             rtg=obs["return_to_go"].squeeze(-1).to(vector.dtype),
             is_new=is_new,
             reset=reset,
         )
-        predicted, state = self.acting.act(arrived, state)
-        return self.policy.code.choose(predicted, self.generator if explore else None), {}, state
 
     def counted(self, step: Step) -> Tensor:
         """Return the rows that count in the loss, (B, T) bool."""

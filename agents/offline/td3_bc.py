@@ -21,6 +21,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from statewise.agents import parallel
 from statewise.agents.offline.inputs import ObsNormalizer
 from statewise.agents.offline.protocol import ObsStatistics
 from statewise.agents.offline.sequence_agent import seeded
@@ -71,14 +72,14 @@ def smoothed(action: Tensor, noise: Tensor, limit: float, is_bounded: Tensor) ->
 
 
 def policy_loss(q: Tensor, error: Tensor, alpha: float) -> Tensor:
-    """Return the actor's loss; lambda counts as a constant.
+    """Return the actor's loss; lambda, of the batches of all processes, counts as a constant.
 
     Args:
         q: (B,) Q_1 of the actor's actions.
         error: (B,) mean squared distance of the actor's actions from the data's.
         alpha: >= 0.
     """
-    scale = alpha / q.abs().mean().detach()
+    scale = alpha / parallel.mean(q.abs().mean().detach())
     return error.mean() - scale * q.mean()
 
 

@@ -15,6 +15,10 @@ TASKS = {
         "statewise.envs.tasks.distracting_hallway:DistractingHallway"
     ),
     "statewise/MultiDoorsKeys-v0": "statewise.envs.tasks.multi_doors_keys:MultiDoorsKeys",
+    "statewise/DarkRoom-v0": "statewise.envs.tasks.dark_room:DarkRoom",
+    "statewise/DarkKeyToDoor-v0": "statewise.envs.tasks.dark_key_to_door:DarkKeyToDoor",
+    "statewise/Bandit-v0": "statewise.envs.tasks.bandit:Bandit",
+    "statewise/ProjectedCartPole-v0": "statewise.envs.tasks.projected_cart_pole:ProjectedCartPole",
 }
 """Id -> the single environment; the vector environment beside it has `Vector` added."""
 

@@ -12,6 +12,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from statewise.envs.protocol import Bools, EnvError
+from statewise.envs.trials import TrialClock, TrialConfig
 
 
 def _refuse_options(options: dict[str, Any] | None) -> None:
@@ -20,11 +21,12 @@ def _refuse_options(options: dict[str, Any] | None) -> None:
 
 
 class TaskVectorEnv(VectorEnv[Any, Any, Any], ABC):
-    """N episodes of one task, stepped together with NEXT_STEP auto-reset.
+    """N episodes of one task, stepped together; NEXT_STEP auto-reset unless told otherwise.
 
     Environment i draws from its own generator, seeded with seed + i, so that it equals the
     single environment with that seed. A subclass keeps everything else that changes in
-    `self.arrays`, first axis N.
+    `self.arrays`, first axis N. One that draws a task per trial does so in `start` where
+    `self.new_trial`, which is everywhere without trials.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own form
@@ -46,6 +48,16 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any], ABC):
         self.arrays = arrays
         self.generators: list[np.random.Generator] = []
         self._ended = np.zeros(num_envs, dtype=bool)
+        self.new_trial = np.ones(num_envs, dtype=bool)
+        self._clock: TrialClock | None = None
+
+    def set_autoreset(self, mode: AutoresetMode) -> None:
+        """Choose NEXT_STEP or SAME_STEP, before the first reset."""
+        self.metadata = self.metadata | {"autoreset_mode": mode}
+
+    def set_trials(self, config: TrialConfig) -> None:
+        """Make trials of several episodes, before the first reset."""
+        self._clock = TrialClock(config, self.num_envs)
 
     @abstractmethod
     def start(self, which: NDArray[np.intp]) -> None:
@@ -80,22 +92,44 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any], ABC):
             seeds = [first + i for i in range(self.num_envs)] if isinstance(first, int) else first
             self.generators = [np_random(one)[0] for one in seeds]
         self._ended = np.zeros(self.num_envs, dtype=bool)
-        self.start(np.arange(self.num_envs))
+        self.new_trial[:] = True
+        if self._clock is not None:
+            self._clock.begin()
+        self._begin(np.arange(self.num_envs))
         return self.observe(), {}
 
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[NDArray[Any], NDArray[np.float32], Bools, Bools, dict[str, Any]]:
-        """Step all; an episode that ended in the last step starts anew instead."""
-        over = np.flatnonzero(self._ended)
+        """Step all; under NEXT_STEP an episode that ended in the last step starts anew instead."""
+        valid, starts = ~self._ended, np.flatnonzero(self._ended)
         reward, terminated = self.advance(actions)
-        if over.size:
-            reward[over], terminated[over] = 0.0, False
-        info = self._ended_info(terminated)
-        if over.size:
-            self.start(over)
-        self._ended = terminated.copy()
-        return self.observe(), reward, terminated, np.zeros_like(terminated), info
+        if starts.size:
+            reward[starts], terminated[starts] = 0.0, False
+        truncated = self._cut(valid, terminated)
+        self._ended = terminated | truncated
+        info = self._ended_info(self._ended)
+        if self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP and self._ended.any():
+            starts = np.flatnonzero(self._ended)
+            info |= {"final_obs": self.observe(), "_final_obs": self._ended}
+            self._ended = np.zeros_like(terminated)
+        if starts.size:
+            self._begin(starts)
+        return self.observe(), reward, terminated, truncated, info
+
+    def _cut(self, valid: Bools, terminated: Bools) -> Bools:
+        """Count a step of the trials; return (N,) where their end cut an episode off."""
+        if self._clock is None:
+            return np.zeros_like(terminated)
+        truncated = self._clock.runs_out() & valid & ~terminated
+        self.new_trial |= self._clock.count(valid, terminated | truncated)
+        return truncated
+
+    def _begin(self, which: NDArray[np.intp]) -> None:
+        """Begin episodes; without trials each is one."""
+        self.start(which)
+        if self._clock is not None:
+            self.new_trial[which] = False
 
     def _ended_info(self, ended: Bools) -> dict[str, Any]:
         """Return `outcome` in the layout of gymnasium: values, and which of them count."""
@@ -109,7 +143,10 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any], ABC):
         """Return the state of all episodes and generators."""
         generators = {str(i): g.bit_generator.state for i, g in enumerate(self.generators)}
         arrays = {name: array.copy() for name, array in self.arrays.items()}
-        return {"arrays": arrays, "ended": self._ended.copy(), "generators": generators}
+        state = {"arrays": arrays, "ended": self._ended.copy(), "generators": generators}
+        if self._clock is not None:
+            state |= {"new_trial": self.new_trial.copy(), "clock": self._clock.state_dict()}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
@@ -119,6 +156,9 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any], ABC):
         for name, array in self.arrays.items():
             array[...] = state["arrays"][name]
         self._ended = state["ended"].copy()
+        if self._clock is not None:
+            self.new_trial[:] = state["new_trial"]
+            self._clock.load_state_dict(state["clock"])
 
 
 class TaskEnv(gymnasium.Env[Any, Any]):
@@ -128,6 +168,15 @@ class TaskEnv(gymnasium.Env[Any, Any]):
         self._tasks = tasks
         self.observation_space = tasks.single_observation_space
         self.action_space = tasks.single_action_space
+
+    @property
+    def new_trial(self) -> bool:
+        """Whether the next reset draws a new task, where the task draws one."""
+        return bool(self._tasks.new_trial[0])
+
+    @new_trial.setter
+    def new_trial(self, value: bool) -> None:
+        self._tasks.new_trial[0] = value
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

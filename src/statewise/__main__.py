@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = get_close_matches(name, COMMANDS)
         hint = f"did you mean {' or '.join(near)}?" if near else "see `statewise --help`"
         return _fail(f"expected a command, got {name!r}: {hint}")
+    if name != "train" and (count := _started_by_torchrun()) > 1:
+        return _fail(f"torchrun: expected train, got {name} in {count} processes: start it alone")
     try:
         status = COMMANDS[name](rest)
         sys.stdout.flush()
@@ -62,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     """Return what a user can cause; imported only after something was raised."""
+    from statewise.agents.parallel import LostProcessError
     from statewise.agents.recurrent_ppo import NonFiniteLossError
     from statewise.data.errors import DatasetError
     from statewise.envs.protocol import EnvError
@@ -72,8 +75,13 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
     return (
         *(ConfigError, DatasetError, EnvError, CheckpointError, BackendError, RunError),
-        NonFiniteLossError,
+        *(NonFiniteLossError, LostProcessError),
     )
+
+
+def _started_by_torchrun() -> int:
+    """Return how many processes torchrun started, this one among them; else 1."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def _fail(message: str) -> int:

@@ -55,6 +55,17 @@ def test_a_truncation_keeps_the_bootstrap_and_cuts_the_trace():
     assert advantage.tolist() == [[1.5, 2.0, 3.0]]
 
 
+def test_a_row_that_is_no_step_counts_as_no_time():
+    # The three steps above, with rows before the first, after the second, and last.
+    none = _flags(0, 0, 0, 0, 0, 0)
+    advantage, _ = generalized_advantage(
+        _row(NAN, 1, 2, NAN, 3, NAN), _row(5, 1, 2, NAN, 4, NAN), _row(5, 2, 4, 5, 8, 5),
+        none, none,
+        discount=0.5, trace=0.5, valid=_flags(0, 1, 1, 0, 1, 0),
+    )  # fmt: skip
+    assert advantage[0, [1, 2, 4]].tolist() == [1.6875, 2.75, 3.0]
+
+
 def test_termination_wins_where_both_flags_are_set():
     advantage, _ = generalized_advantage(
         _row(2), _row(2), _row(4), _flags(1), _flags(1), discount=0.5, trace=0.5

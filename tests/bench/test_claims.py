@@ -9,6 +9,8 @@ import yaml
 from statewise.bench.claim_checks import Check
 from statewise.bench.claims import Arm, claim_names, load_claim
 from statewise.training.config import TrainConfig
+from statewise.training.offline_config import AlgorithmDistillationRun
+from statewise.training.replay_config import RecurrentSACRun
 from statewise.training.schema import ConfigError
 
 
@@ -30,10 +32,10 @@ def write(folder: Path, value: Any) -> str:
     return str(path)
 
 
-def online(arm: Arm, seed: int) -> TrainConfig:
+def online(arm: Arm, seed: int) -> TrainConfig | RecurrentSACRun:
     """Return the settings of a run in an environment."""
     config = arm.config(seed)
-    assert isinstance(config, TrainConfig)
+    assert isinstance(config, TrainConfig | RecurrentSACRun)
     return config
 
 
@@ -45,8 +47,15 @@ def test_a_claim_file_is_read(tmp_path: Path) -> None:
 
 
 CORES = "_cores"  # ends the names of claims about other layers, beside that of S5 and the GRU
-FROM_DATA = ["delayed_cue", "offline_mujoco", "offline_pendulum", "rtg_dial"]
+FROM_DATA = [
+    "algorithm_distillation",
+    "delayed_cue",
+    "offline_mujoco",
+    "offline_pendulum",
+    "rtg_dial",
+]
 WORLDS = [name for name in claim_names() if name.startswith(("delayed_offer", "hallway"))]
+IN_CONTEXT = ["bandit", "dark_room", "dark_room_9x9", "sign_cart_pole"]
 OTHERS = {*FROM_DATA, *WORLDS}
 PLAIN = [name for name in claim_names() if not name.endswith(CORES) and name not in OTHERS]
 
@@ -77,8 +86,39 @@ def test_runs_of_other_layers_differ_from_those_of_s5_in_the_layer_alone(name: s
         assert replace(config, agent=agent) == expected
 
 
+@pytest.mark.parametrize("name", [*IN_CONTEXT, "algorithm_distillation"])
+def test_claims_about_trials_check_what_is_learned_within_them(name: str) -> None:
+    claim = load_claim(name)
+    assert claim.has_trials
+    assert claim.has_summary
+    assert any(check.measure.metric == "adaptation_gain" for check in claim.checks) or (
+        {check.measure.metric for check in claim.checks} == {"first_episode", "last_episode"}
+    )
+
+
+def test_the_control_and_the_held_out_goals_differ_from_s5_in_that_alone() -> None:
+    claim = load_claim("dark_room")
+    s5, control, held_out = (online(claim.arm(arm), 1) for arm in ("s5", "control", "held_out"))
+    assert control.env.trial == replace(s5.env.trial, memory="episode")
+    assert replace(control, env=s5.env, total_steps=s5.total_steps) == s5
+    assert held_out.env.kwargs == s5.env.kwargs | {"goals": "train"}
+    assert held_out.eval.kwargs == {"goals": "held_out"}
+    assert replace(held_out, env=s5.env, eval=s5.eval) == s5
+
+
+def test_arms_of_algorithm_distillation_differ_in_memory_or_layer_alone() -> None:
+    claim = load_claim("algorithm_distillation")
+    s5, gru, control = (claim.arm(arm).config(1) for arm in ("s5", "gru", "control"))
+    assert isinstance(s5, AlgorithmDistillationRun)
+    assert isinstance(gru, AlgorithmDistillationRun)
+    assert s5.env.kwargs == {"goals": "held_out"}
+    assert control == replace(s5, agent=replace(s5.agent, memory="episode"))
+    assert (gru.agent.sequence.kind, gru.agent.sequence.num_layers) == ("gru", 1)
+    assert replace(gru, agent=replace(gru.agent, sequence=s5.agent.sequence)) == s5
+
+
 def test_the_claims_are_those_of_the_package() -> None:
-    plain = ["memory_chain", "repeat_previous_easy", "t_maze"]
+    plain = [*IN_CONTEXT, "memory_chain", "pendulum_position", "repeat_previous_easy", "t_maze"]
     assert sorted(plain) == PLAIN
     others = ["memory_chain_cores", "repeat_previous_easy_cores", "t_maze_cores"]
     worlds = ["delayed_offer", *(f"delayed_offer_{name}" for name in ("gate", "mixed", "sweep"))]

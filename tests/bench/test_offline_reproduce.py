@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from statewise.bench import arm, cli, pool
+from statewise.bench import arm, cli, pool, resumable
 from statewise.bench.arm import ClaimRun, find_row
 from statewise.bench.claims import load_claim
 from statewise.bench.process import Job
@@ -135,7 +135,7 @@ def test_a_second_call_makes_nothing_and_the_order_does_not_matter(
     files = [p for p in place.folder.rglob("*") if p.is_file() and "out" not in p.parts]
     stamps = {path: path.stat().st_mtime_ns for path in files}
     begun = run_here(monkeypatch)
-    monkeypatch.setattr(arm, "run_training", None)
+    monkeypatch.setattr(resumable, "run_training", None)
     monkeypatch.setattr(arm, "evaluate_run", None)
     assert cli.reproduce(place.words("--arms", "s4")) == 1
     assert not begun

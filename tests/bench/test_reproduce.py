@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from statewise.bench import arm, cli
+from statewise.bench import arm, cli, resumable
 from statewise.bench.arm import run_path
 from statewise.bench.claim_table import COLUMNS
 from statewise.bench.claims import load_claim
@@ -118,7 +118,7 @@ def test_a_folder_of_something_else_is_left_alone(claim_file: Path) -> None:
     path = path_of(claim_file)
     path.mkdir(parents=True)
     (path / "thesis.txt").write_text("mine")
-    with pytest.raises(RunError, match=r"expected a run of this claim, it holds thesis\.txt"):
+    with pytest.raises(RunError, match=r"expected a run or nothing, it holds thesis\.txt"):
         arm.run_job(job(claim_file))
     assert (path / "thesis.txt").read_text() == "mine"
 
@@ -137,8 +137,8 @@ def test_another_number_of_episodes_evaluates_again_without_training(
 ) -> None:
     arm.run_job(job(claim_file))
     claim_file.write_text(claim_file.read_text().replace("episodes: 3", "episodes: 5"))
-    monkeypatch.setattr(arm, "run_training", None)
-    monkeypatch.setattr(arm, "resume_training", None)
+    monkeypatch.setattr(resumable, "run_training", None)
+    monkeypatch.setattr(resumable, "resume_training", None)
     arm.run_job(job(claim_file))
     text = (path_of(claim_file) / "eval.json").read_text()
     assert text.count('"return":') == 5

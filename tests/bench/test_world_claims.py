@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from statewise.bench import arm, cli
+from statewise.bench import arm, cli, resumable
 from statewise.bench.arm import ClaimRun, find_row
 from statewise.bench.claim_checks import Check
 from statewise.bench.claim_metrics import OPEN_LOOP, Measure
@@ -318,8 +318,8 @@ def test_a_finished_world_model_is_not_touched_and_another_count_is_evaluated_ag
     assert find_row(replace(run, claim=replace(claim, episodes=9))) is None
     roots = {"root": str(place / "runs"), "data_root": str(place / "sets")}
     job = {"claim": file, "arm": "s5", "seed": 1, **roots}
-    monkeypatch.setattr(arm, "run_training", None)
-    monkeypatch.setattr(arm, "resume_training", None)
+    monkeypatch.setattr(resumable, "run_training", None)
+    monkeypatch.setattr(resumable, "resume_training", None)
     with monkeypatch.context() as patch:
         patch.setattr(arm, "load_claim", lambda _: replace(claim, episodes=9))
         arm.run_job(job)

@@ -94,9 +94,10 @@ def test_equal_generators_draw_equal_batches() -> None:
     assert_same_batch(first, second)
 
 
-@pytest.mark.parametrize("kind", ["zero", "stored", "burn_in"])
-def test_a_reset_is_forced_at_row_0_alone_and_is_first_never(kind: Any) -> None:
-    burn_in = 3 if kind == "burn_in" else 0
+@pytest.mark.parametrize(
+    ("kind", "burn_in"), [("zero", 0), ("stored", 0), ("stored", 2), ("burn_in", 3)]
+)
+def test_a_reset_is_forced_at_row_0_alone_and_is_first_never(kind: Any, burn_in: int) -> None:
     spec = WITH_STATE if kind == "stored" else SPEC
     streams = make(40, 2, spec, replay_state=kind, burn_in=burn_in)
     streams.append(50)

@@ -176,6 +176,7 @@ def test_a_replay_that_does_not_fit_is_refused_before_it_is_made() -> None:
         ({"burn_in": 3}, "burn_in"),
         ({"replay_state": "burn_in"}, "burn_in"),
         ({"replay_state": "burn_in", "burn_in": -1}, "burn_in"),
+        ({"replay_state": "stored", "burn_in": -1}, "burn_in"),
     ],
 )
 def test_settings_out_of_their_range_are_refused(settings: Any, key: str) -> None:

@@ -15,8 +15,18 @@ from statewise.envs.build import FAMILIES, EnvConfig, find_family, make_env
 from statewise.envs.protocol import EnvError, UnsupportedSpaceError
 from tests.envs.toys import CountingEnv
 
+MADE = [
+    pytest.param(
+        row,
+        id=row.prefix or "gymnasium",
+        marks=[pytest.mark.xdist_group("jax")] if row.extra == "jax" else [],
+    )
+    for row in FAMILIES
+    if row.prefix != "memory-maze:"  # builds and draws for seconds: see test_memory_maze.py
+]
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.prefix or "gymnasium")
+
+@pytest.mark.parametrize("family", MADE)
 def test_every_family_makes_and_steps_its_example(family: Any) -> None:
     assert not family.missing()
     assert find_family(family.example) is family
@@ -48,7 +58,8 @@ def test_auto_takes_the_vector_entry_point_where_it_can(
     env = make_env(EnvConfig(id=env_id, num_envs=2, **settings))
     env.reset(0)
     assert env.resume == resume
-    native = not settings and env_id != "Acrobot-v1"
+    ours = env_id.startswith("statewise/")
+    native = ours or (not settings and env_id != "Acrobot-v1")
     assert ("snapshots" not in env.state_dict()) == native
 
 
@@ -196,7 +207,8 @@ def test_settings_out_of_range_name_the_field(fields: dict[str, Any]) -> None:
 def test_importing_the_package_pulls_in_no_extra_and_no_torch() -> None:
     code = (
         "import sys, statewise.envs.build; "
-        "extras = ('popgym', 'torch', 'pygame', 'ale_py', 'cv2', 'dm_control', 'mujoco'); "
+        "extras = ('popgym', 'torch', 'pygame', 'ale_py', 'cv2', 'dm_control', 'mujoco', "
+        "'envpool', 'jax', 'gymnax', 'bsuite', 'minigrid', 'memory_maze'); "
         "sys.exit(any(name in sys.modules for name in extras))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,8 +9,9 @@ from dm_control import suite
 from gymnasium import spaces
 from gymnasium.utils import seeding
 
+from statewise.envs import opengl
 from statewise.envs.build import EnvConfig, make_env
-from statewise.envs.dmc import DmControl
+from statewise.envs.dmc import make
 from statewise.envs.protocol import EnvError
 from tests.envs.test_resumable import check_resume, made
 
@@ -65,7 +66,7 @@ def test_transitions_are_those_of_dm_control(repeat: int) -> None:
 
 
 def test_the_episodes_of_a_seed_differ_and_come_again() -> None:
-    env = DmControl("cartpole", "balance", **SHORT)
+    env = make(ID, **SHORT)
     first, second = env.reset(seed=1)[0], env.reset()[0]
     again = [env.reset(seed=1)[0], env.reset()[0]]
     for ours, theirs in zip((first, second), again, strict=True):
@@ -80,7 +81,7 @@ def test_resume_is_exact_around_an_episode_end() -> None:
 class Ending:
     """A time step that ends an episode."""
 
-    reward, observation = 1.0, {"x": np.array(2.0)}
+    reward, observation = 1.0, {"position": np.zeros(3), "velocity": np.array([2.0, 3.0])}
 
     def __init__(self, discount: float) -> None:
         self.discount = discount
@@ -93,14 +94,14 @@ class Ending:
 def test_a_discount_of_0_is_an_end_and_any_other_a_limit(
     discount: float, ends: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env = DmControl("cartpole", "balance", action_repeat=3)
-    monkeypatch.setattr(env._task, "step", lambda _: Ending(discount))
+    env = make(ID, action_repeat=3)
+    monkeypatch.setattr(env._env, "step", lambda _: Ending(discount))
     obs, reward, *flags, _ = env.step(np.zeros(1, np.float32))
-    assert (obs["x"].tolist(), reward, tuple(flags)) == ([2.0], 1.0, ends)
+    assert (obs["velocity"].tolist(), reward, tuple(flags)) == ([2.0, 3.0], 1.0, ends)
 
 
 def test_numbers_without_an_axis_become_vectors() -> None:
-    space = DmControl("walker", "walk").observation_space
+    space = make("dmc:walker-walk").observation_space
     assert isinstance(space, spaces.Dict)
     shapes = {key: (one.shape, one.dtype) for key, one in space.items()}
     single = np.dtype(np.float32)
@@ -111,9 +112,32 @@ def test_numbers_without_an_axis_become_vectors() -> None:
     }
 
 
+def test_both_kinds_of_ids_mean_the_same() -> None:
+    long, short = (make_env(EnvConfig(id=i, num_envs=1)) for i in (ID, "dmc:cartpole-balance"))
+    for ours, theirs in zip(long.reset(3)[0].values(), short.reset(3)[0].values(), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_pictures_are_those_of_dm_control() -> None:
+    opengl.choose_for_mujoco()
+    try:
+        opengl.check_mujoco(ID)
+    except EnvError as error:
+        pytest.skip(str(error))
+    env = make("dmc:cartpole-balance", pixels=16)
+    assert env.observation_space == spaces.Dict(pixels=spaces.Box(0, 255, (16, 16, 3), np.uint8))
+    obs, _ = env.reset(seed=1)
+    theirs = env._env._env.physics.render(16, 16, camera_id=0)
+    assert np.array_equal(obs["pixels"], theirs)
+    assert obs["pixels"].std() > 0
+    env.close()
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"pixels": 4}, f"expected pixels 0 or at least 8, got 4 for {ID}"),
+        ({"camera": -1}, f"expected camera at least 0, got -1 for {ID}"),
         ({"action_repeat": 0}, f"expected action_repeat at least 1, got 0 for {ID}"),
         ({"time_limit": 0.0}, f"expected a positive time_limit, got 0.0 for {ID}"),
         ({"size": 3}, f"{ID} cannot be made with"),
@@ -127,6 +151,8 @@ def test_arguments_out_of_range_are_named(kwargs: dict[str, Any], message: str) 
 def test_an_unknown_task_gets_the_nearest_ones() -> None:
     with pytest.raises(EnvError, match=r"did you mean .*dm_control/cartpole-balance"):
         make_env(EnvConfig(id="dm_control/cartpole-balanced"))
+    with pytest.raises(EnvError, match=r"did you mean .*dmc:cartpole-balance"):
+        make_env(EnvConfig(id="dmc:cartpole-balanced"))
 
 
 def test_without_dm_control_its_line_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

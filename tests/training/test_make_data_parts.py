@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 
 from statewise.data.errors import Misaligned
 from statewise.envs.protocol import EnvError
+from statewise.envs.tasks.dark_room import DarkRoomVector
 from statewise.envs.tasks.delayed_cue import DelayedCueVector
 from statewise.envs.tasks.delayed_offer import DelayedOfferVector
 from statewise.envs.tasks.distracting_hallway import DistractingHallwayVector
@@ -391,6 +392,7 @@ def test_the_default_length_of_a_set_is_that_of_its_environment() -> None:
         "delayed-offer": DelayedOfferVector().delay,
         "distracting-hallway": DistractingHallwayVector().width,
         "multi-doors-keys": MultiDoorsKeysVector().length,
+        "dark-room-histories": DarkRoomVector().num_steps,
     }
     assert {name: toy.length for name, toy in TOYS.items() if toy.length} == lengths
     for name, length in lengths.items():

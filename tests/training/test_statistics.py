@@ -124,7 +124,7 @@ def test_bootstrap_repeats_with_the_same_generator_state() -> None:
 def test_bootstrap_refuses_what_it_cannot_do(
     shape: tuple[int, ...], repetitions: int, level: float
 ) -> None:
-    with pytest.raises(ValueError, match="bootstrap_interval: expected"):
+    with pytest.raises(ValueError, match="bootstrap: expected"):
         bootstrap_interval(np.zeros(shape), np.random.default_rng(0), repetitions, level)
 
 
@@ -146,3 +146,96 @@ def test_equal_values_share_the_mean_of_their_ranks() -> None:
     expected = float(np.corrcoef([0, 1, 2, 3], [0, 1.5, 1.5, 3])[0, 1])
     assert spearman([1, 2, 3, 4], [5, 6, 6, 9]) == pytest.approx(expected, abs=1e-12)
     assert spearman([1, 2, 3], [4, 4, 4]) == 0
+
+
+# --- scores of runs on many tasks
+
+SCORES = np.array([[0.0, 0.4, 3.0], [0.2, 0.8, 1.0]])
+"""Two runs on three tasks: means 0.1, 0.6 and 2."""
+
+
+def test_statistics_of_scores_by_hand() -> None:
+    assert statistics.mean_score(SCORES) == pytest.approx(0.9)
+    assert statistics.median_score(SCORES) == pytest.approx(0.6)  # that of all scores is 0.6 too
+    assert statistics.median_score(SCORES[:1]) == pytest.approx(0.4)
+    assert statistics.iqm(SCORES) == pytest.approx((0.2 + 0.4 + 0.8 + 1) / 4)
+    # shortfalls 1, 0.6, 0, 0.8, 0.2, 0
+    assert statistics.optimality_gap(SCORES) == pytest.approx(2.6 / 6)
+
+
+def test_the_median_is_over_tasks_and_not_over_runs() -> None:
+    scores = np.array([[0.0, 0.0, 9.0], [0.0, 3.0, 9.0], [0.0, 0.0, 9.0]])
+    assert statistics.median_score(scores) == 1
+
+
+def test_a_profile_is_the_share_of_runs_above_each_threshold() -> None:
+    profile = statistics.performance_profile(SCORES, [-1, 0, 0.4, 2, 3])
+    assert profile.tolist() == pytest.approx([1, 5 / 6, 3 / 6, 1 / 6, 0])
+
+
+@given(
+    x=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    y=st.lists(st.integers(0, 3), min_size=6, max_size=6),
+)
+def test_probability_of_improvement_is_that_of_a_loop_over_pairs(
+    x: list[int], y: list[int]
+) -> None:
+    a, b = np.reshape(x, (2, 2)), np.reshape(y, (3, 2))
+    tasks = [[(s > o) + (s == o) / 2 for s in a[:, task] for o in b[:, task]] for task in range(2)]
+    expected = float(np.mean([np.mean(pairs) for pairs in tasks]))
+    assert statistics.probability_of_improvement(a, b) == pytest.approx(expected)
+    assert statistics.probability_of_improvement(b, a) == pytest.approx(1 - expected)
+
+
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        statistics.iqm,
+        statistics.mean_score,
+        statistics.median_score,
+        statistics.optimality_gap,
+        lambda scores: statistics.performance_profile(scores, [0.3, 0.9]),
+    ],
+)
+def test_statistics_take_leading_axes(statistic: statistics.Statistic) -> None:
+    many = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
+    whole = statistic(many)
+    for i, j in itertools.product(range(2), range(3)):
+        np.testing.assert_allclose(whole[i, j], statistic(many[i, j]), rtol=1e-12)
+
+
+def test_the_band_of_a_profile_is_that_of_all_equally_likely_draws() -> None:
+    # Two runs 0 and 1: above 0.5 are none, half or all of a draw, with 1/4, 1/2, 1/4.
+    def profile(scores: statistics.Floats) -> statistics.Floats:
+        above: statistics.Floats = statistics.performance_profile(scores, [0.5, 2])
+        return above
+
+    rng = np.random.default_rng(0)
+    found = statistics.bootstrap_band([0.0, 1.0], rng, 2000, level=0.4, statistic=profile)
+    assert [one.tolist() for one in found] == [[0.5, 0], [0.5, 0], [0.5, 0]]
+    found = statistics.bootstrap_band([0.0, 1.0], rng, 2000, level=0.6, statistic=profile)
+    assert [one.tolist() for one in found] == [[0.5, 0], [0, 0], [1, 0]]
+
+
+def test_the_interval_of_an_improvement_draws_both_sides() -> None:
+    # P is 1/2 of the pairs; a draw of one side alone is 0, 1/2 or 1 with 1/4, 1/2, 1/4.
+    rng = np.random.default_rng(0)
+    one = statistics.improvement_interval([0.0, 2.0], [1.0], rng, 2000, level=0.4)
+    assert one == (0.5, 0.5, 0.5)
+    assert statistics.improvement_interval([0.0, 2.0], [1.0], rng, 2000, 0.6) == (0.5, 0, 1)
+    assert statistics.improvement_interval([1.0], [0.0, 2.0], rng, 2000, 0.6) == (0.5, 0, 1)
+    with pytest.raises(ValueError, match="the same tasks, got 3 and 2"):
+        statistics.improvement_interval(SCORES, SCORES[:, :2], rng)
+
+
+def test_draws_in_parts_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_CHUNK", 13)
+    assert statistics._chunks(5, 6) == [2, 2, 1]
+    seen = []
+
+    def count(scores: statistics.Floats) -> statistics.Floats:
+        seen.append(scores.shape)
+        return statistics.mean_score(scores)
+
+    statistics.bootstrap_interval(SCORES, np.random.default_rng(0), 5, statistic=count)
+    assert seen == [(2, 2, 3), (2, 2, 3), (1, 2, 3), (2, 3)]

@@ -14,8 +14,8 @@ import statewise
 from statewise.data.shift import to_arrival
 from statewise.training.api import load, resume_training, run_training
 from statewise.training.config import ConfigError, WorldTrainConfig, apply_overrides, load_preset
+from statewise.training.replay import ReplayTraining
 from statewise.training.trained_world import TrainedWorldAgent
-from statewise.training.world import WorldTraining
 from tests.training.toys import CounterEnv
 
 SMALL: dict[str, Any] = {
@@ -43,7 +43,7 @@ def config(**changes: Any) -> WorldTrainConfig:
     return made
 
 
-def training(env: Any = None, **changes: Any) -> WorldTraining:
+def training(env: Any = None, **changes: Any) -> ReplayTraining:
     trained = TrainedWorldAgent(config(**changes), env=env)
     source = trained.make_vector_env(3)
     loop = trained.loop(source, None)
@@ -106,7 +106,7 @@ def test_the_memory_before_every_row_may_be_stored(stored: str) -> None:
         assert batch.state == {}
         assert batch.step.reset[:, 0].all()
         return
-    assert set(batch.state) == set(loop.agent.world_state(loop.agent.initial_state(1)))
+    assert set(batch.state) == set(loop.agent.stored_state(loop.agent.initial_state(1)))
     assert torch.equal(batch.step.reset, batch.step.is_first)
     deter = batch.state["deter"]
     assert not torch.equal(deter[0], deter[1])
@@ -218,7 +218,6 @@ def test_imagination_may_start_after_windows_of_its_own() -> None:
         loop.iterate()
     batch, context = loop.sample()
     assert batch.step.reward.shape == (2, 6)
-    assert context is not None
     assert context.step.reward.shape == (5, 3)
     state, is_terminal = loop.agent._ends_of(context)
     assert state["stoch"].shape[0] == len(is_terminal) == 5

@@ -1,4 +1,4 @@
-"""The loop of agents that imagine: step, store, replay, update.
+"""The loop of agents that learn from a replay: step, store, replay, update.
 
     until `windows.prefill`   step and store; the agent explores at random
     then                      step; as many updates as the train ratio says are due
@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from statewise.agents.imagination.agent import ImaginationAgent
+from statewise.agents.protocol import ReplayAgent
 from statewise.agents.recurrent_ppo import NonFiniteLossError
 from statewise.data.episode import ArraySpec
 from statewise.data.replay import Replay
@@ -25,15 +25,16 @@ from statewise.data.step import Step
 from statewise.envs.protocol import Arrived, VectorEnv
 from statewise.ssm.protocol import State
 from statewise.training.config import dump_config
-from statewise.training.evaluate import EvalResult
+from statewise.training.evaluate import Returns
 from statewise.training.loop import Loop
+from statewise.training.replay_config import ReplayTrainConfig
 from statewise.training.run import RunDirectory
 from statewise.training.schema import ConfigError
 from statewise.training.seeding import Seeds
 from statewise.training.stepper import Stepper, to_tensors
-from statewise.training.world_config import WorldTrainConfig
+from statewise.training.world_config import WorldWindowConfig
 
-Evaluate = Callable[[], EvalResult]
+Evaluate = Callable[[], Returns]
 
 
 def row_spec(obs_space: spaces.Dict, action_space: spaces.Space[Any], state: State) -> RowSpec:
@@ -68,9 +69,7 @@ class ReplayCollector:
         device: where the agent lives.
     """
 
-    def __init__(
-        self, env: VectorEnv, agent: ImaginationAgent, replay: Replay, device: torch.device
-    ):
+    def __init__(self, env: VectorEnv, agent: ReplayAgent, replay: Replay, device: torch.device):
         self._agent, self._replay = agent, replay
         self._stepper = Stepper(env, agent, device)
 
@@ -98,7 +97,7 @@ class ReplayCollector:
         """Return what is stored of a memory; None where nothing is."""
         if not self._replay.spec.state:
             return None
-        return {key: x.cpu() for key, x in self._agent.world_state(state).items()}
+        return {key: x.cpu() for key, x in self._agent.stored_state(state).items()}
 
     def _row(self, action: Tensor, arrived: Arrived) -> Step:
         now = self._stepper
@@ -141,8 +140,8 @@ class ReplayCollector:
         self._stepper.load_state_dict(state)
 
 
-class WorldTraining(Loop):
-    """One run of an agent that imagines, in a run directory or (`run` None) only in memory.
+class ReplayTraining(Loop):
+    """One run of an agent with a replay, in a run directory or (`run` None) only in memory.
 
     Args:
         config: the run's settings.
@@ -156,8 +155,8 @@ class WorldTraining(Loop):
 
     def __init__(
         self,
-        config: WorldTrainConfig,
-        agent: ImaginationAgent,
+        config: ReplayTrainConfig,
+        agent: ReplayAgent,
         env: VectorEnv,
         run: RunDirectory | None,
         evaluate: Evaluate,
@@ -171,7 +170,7 @@ class WorldTraining(Loop):
         )
         self.config, self.agent, self.env = config, agent, env
         state = agent.initial_state(1) if config.replay.replay_state == "stored" else {}
-        spec = row_spec(env.obs_space, env.action_space, agent.world_state(state))
+        spec = row_spec(env.obs_space, env.action_space, agent.stored_state(state))
         in_files = config.replay.storage == "memmap"
         if in_files and run is None:
             raise ConfigError(
@@ -200,12 +199,12 @@ class WorldTraining(Loop):
         """Return the mean return of the latest episodes."""
         return metrics.get("rollout/ep_rew_mean")
 
-    def sample(self) -> tuple[ReplayBatch, ReplayBatch | None]:
+    def sample(self) -> tuple[ReplayBatch, ...]:
         """Draw the windows of an update, and those that imagination starts after if asked."""
         windows, replay = self.config.windows, self.replay
         batch = replay.sample(windows.batch_size, windows.length, self.generator)
-        if not windows.context:
-            return batch, None
+        if not isinstance(windows, WorldWindowConfig) or not windows.context:
+            return (batch,)
         return batch, replay.sample(
             windows.num_contexts, windows.context, self.generator, purpose="imagination"
         )
@@ -236,11 +235,11 @@ class WorldTraining(Loop):
 
     def _update(self) -> None:
         begin = time.perf_counter()
-        batch, context = self.sample()
+        windows = self.sample()
         try:
-            losses = self.agent.update(batch, context)
+            losses = self.agent.update(*windows)
         except NonFiniteLossError:
-            self.keep_batch(batch.step)
+            self.keep_batch(windows[0].step)
             raise
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

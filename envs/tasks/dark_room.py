@@ -1,0 +1,101 @@
+"""Dark room: find a goal that is not shown, and go back to it in the next episodes.
+
+The task of Laskin et al., "In-context Reinforcement Learning with Algorithm Distillation", 2023.
+"""
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from statewise.envs.protocol import Bools, EnvError
+from statewise.envs.tasks.task import TaskEnv, TaskVectorEnv
+
+Goals = Literal["all", "train", "held_out"]
+STAY, RIGHT, LEFT, UP, DOWN = range(5)
+MOVE_X = np.array([0, 1, -1, 0, 0])
+MOVE_Y = np.array([0, 0, 0, 1, -1])
+_SPLIT_SEED = 0  # of the one split into training and held-out cells
+_HELD_OUT = 0.2
+
+
+def choose_goals(count: int, goals: Goals) -> NDArray[np.int64]:
+    """Return some of 0 .. count - 1 in ascending order; a fifth is held out, at least one.
+
+    Args:
+        count: >= 2; the split is always the same.
+        goals: "train" and "held_out" share nothing and make up "all".
+
+    Raises:
+        EnvError: none of them.
+    """
+    if goals not in get_args(Goals):
+        raise EnvError(f"expected goals to be one of {get_args(Goals)}, got {goals!r}")
+    if goals == "all":
+        return np.arange(count)
+    mixed = np.random.default_rng(_SPLIT_SEED).permutation(count)
+    held_out = max(1, round(_HELD_OUT * count))
+    return np.sort(mixed[:held_out] if goals == "held_out" else mixed[held_out:])
+
+
+class DarkRoomVector(TaskVectorEnv):
+    """N episodes of `steps` steps; actions 0 stay, 1 x + 1, 2 x - 1, 3 y + 1, 4 y - 1.
+
+    The walker starts in the middle of a square; walls stop a move. The goal, one cell, is drawn
+    at the start of a trial. Observation (2 size,) float32: x and y as one-hot vectors. Reward: 1
+    in every step that ends at the goal, 0 in others. Best mean return of who knows a goal out of
+    all cells: 8.56 for size 5 with 10 steps, 16.54 for size 9 with 20.
+
+    Args:
+        num_envs: N.
+        size: of the square, >= 2.
+        steps: of an episode, >= 1.
+        goals: cells they are drawn from, see `choose_goals`.
+
+    Raises:
+        EnvError: a number out of range, or no such goals.
+    """
+
+    def __init__(
+        self, num_envs: int = 1, *, size: int = 5, steps: int = 10, goals: Goals = "all"
+    ) -> None:
+        if size < 2 or steps < 1:
+            raise EnvError(f"expected size >= 2 and steps >= 1, got {size} and {steps} in DarkRoom")
+        self.size, self.num_steps = size, steps
+        self._cells = choose_goals(size**2, goals)
+        self._rows = np.arange(num_envs)
+        names = ("x", "y", "goal_x", "goal_y", "steps")
+        arrays: dict[str, NDArray[Any]] = {n: np.zeros(num_envs, dtype=np.int64) for n in names}
+        super().__init__(num_envs, spaces.Box(0.0, 1.0, (2 * size,)), spaces.Discrete(5), arrays)
+
+    def start(self, which: NDArray[np.intp]) -> None:
+        """Put the walker into the middle; draw the goal where a trial begins."""
+        self.arrays["x"][which] = self.arrays["y"][which] = self.size // 2
+        self.arrays["steps"][which] = 0
+        for index in which[self.new_trial[which]]:
+            cell = self.generators[index].choice(self._cells)
+            self.arrays["goal_x"][index], self.arrays["goal_y"][index] = divmod(cell, self.size)
+
+    def advance(self, action: NDArray[Any]) -> tuple[NDArray[np.float32], Bools]:
+        """Walk one cell where there is no wall."""
+        x, y = self.arrays["x"], self.arrays["y"]
+        x[:] = np.clip(x + MOVE_X[action], 0, self.size - 1)
+        y[:] = np.clip(y + MOVE_Y[action], 0, self.size - 1)
+        self.arrays["steps"] += 1
+        found = (x == self.arrays["goal_x"]) & (y == self.arrays["goal_y"])
+        return found.astype(np.float32), self.arrays["steps"] >= self.num_steps
+
+    def observe(self) -> NDArray[np.float32]:
+        """Show where the walker is."""
+        obs = np.zeros((self.num_envs, 2 * self.size), dtype=np.float32)
+        obs[self._rows, self.arrays["x"]] = 1
+        obs[self._rows, self.size + self.arrays["y"]] = 1
+        return obs
+
+
+class DarkRoom(TaskEnv):
+    """One episode of `DarkRoomVector` at a time."""
+
+    def __init__(self, *, size: int = 5, steps: int = 10, goals: Goals = "all") -> None:
+        super().__init__(DarkRoomVector(size=size, steps=steps, goals=goals))
