@@ -37,6 +37,7 @@ def missing() -> str:
 def load_library(name: str) -> Any:
     """Import a module of, or on, dm_control, after a way to draw is chosen for it."""
     opengl.choose_for_mujoco()
+    opengl.load_triton_first()
     with warnings.catch_warnings():
         # dm_control 1.0.50 looks for a screen when it is imported
         warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing")

@@ -6,6 +6,8 @@ Mesa draws on the CPU, through OSMesa or EGL. No other environment variable is s
 
 import ctypes
 import ctypes.util
+import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -42,6 +44,15 @@ def check_mujoco(env_id: str) -> None:
     if not any(ctypes.util.find_library(name) is not None for name in wanted):
         names = " or ".join(f"lib{name}" for name in wanted)
         raise EnvError(f"expected {names} to draw {env_id}, got none: {PACKAGES}")
+
+
+def load_triton_first() -> None:
+    """Import triton where it is installed, before Mesa is loaded to draw with.
+
+    Both bring an LLVM, and triton 3.9 crashes the process if Mesa's is there already.
+    """
+    if importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")
 
 
 def load_globally() -> bool:

@@ -177,6 +177,7 @@ SHRINK: dict[str, Callable[[list[str]], list[str]]] = {
     "finetune": with_few_steps,
     "plot": as_it_is,
     "imagine": as_it_is,
+    "inspect": as_it_is,
     "export": as_it_is,
     "list": as_it_is,
     "doctor": as_it_is,

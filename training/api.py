@@ -342,4 +342,3 @@ def _go(training: Loop, quiet: bool) -> None:
         start_step=training.steps,
     ) as progress:
         training.train(progress)
-    parallel.any_of(False)  # the last checkpoint is written before another process goes on

@@ -153,6 +153,7 @@ class Loop(ABC):
                 if self.steps // self._every > before // self._every and self.steps < self.end:
                     self.save()
             self.save()
+            any_of(False)  # no process ends before the checkpoint is written
         if is_asked:
             raise Stopped(self._how_to_go_on())
 

@@ -43,6 +43,7 @@ from statewise.data.shift import to_arrival
 from statewise.ssm.build import SequenceConfig, build_sequence
 
 Memory = Literal["history", "episode"]
+ObsScale = Literal["data", "none"]
 HEARD = 2  # numbers beside observation and action: the last reward, and whether an episode begins
 
 
@@ -61,6 +62,7 @@ class AlgorithmDistillationConfig(SequenceLearningConfig):
     every: int = 1  # k >= 1: windows hold every k-th episode of a history
     starts: HistoryStart = "history"  # of windows; episode: with any episode
     memory: Memory = "history"  # how long it lives; episode: the control that cannot learn
+    obs_scale: ObsScale = "data"  # of vectors; none: as they are, for one-hot codes
     reward_scale: float = 1.0  # c > 0, multiplies the rewards that are read
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
 
@@ -164,6 +166,7 @@ def build_policy(
     statistics: ObsStatistics | None,
 ) -> HistoryPolicy:
     """Return the network with its initial weights, drawn from torch's own generator."""
+    statistics = statistics if config.obs_scale == "data" else None
     inputs = ObsNormalizer(obs_space, statistics, config.encoder)
     core = build_sequence(config.sequence)
     head = ActionHead(core.d_out, action_space)

@@ -1,17 +1,18 @@
 """The Control Suite through the adapter, beside dm_control itself."""
 
 import importlib.util
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
-from dm_control import suite
 from gymnasium import spaces
 from gymnasium.utils import seeding
 
 from statewise.envs import opengl
 from statewise.envs.build import EnvConfig, make_env
-from statewise.envs.dmc import make
+from statewise.envs.dmc import load_library, make
 from statewise.envs.protocol import EnvError
 from tests.envs.test_resumable import check_resume, made
 
@@ -22,7 +23,9 @@ SHORT = {"time_limit": 0.06}  # six steps of 0.01 s
 def their_rows(seed: int, actions: np.ndarray, repeat: int) -> list[dict[str, Any]]:
     """Play episodes with dm_control alone; return all observations, and what led to each."""
     draws, _ = seeding.np_random(seed)
-    env = suite.load("cartpole", "balance", task_kwargs={"random": 0, **SHORT})
+    env = load_library("dm_control.suite").load(
+        "cartpole", "balance", task_kwargs={"random": 0, **SHORT}
+    )
     rows, now = [], None
     for action in actions:
         reward = 0.0
@@ -110,6 +113,13 @@ def test_numbers_without_an_axis_become_vectors() -> None:
         "height": ((1,), single),
         "velocity": ((9,), single),
     }
+
+
+def test_triton_can_be_imported_after_mujoco_has_found_a_way_to_draw() -> None:
+    code = "from statewise.envs import dmc; dmc.ids(); import triton"
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_both_kinds_of_ids_mean_the_same() -> None:

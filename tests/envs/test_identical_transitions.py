@@ -14,10 +14,10 @@ import envpool
 import gymnasium
 import numpy as np
 import pytest
-from dm_control import suite
 from gymnasium.utils.seeding import np_random
 
 from statewise.envs.build import EnvConfig, make_env
+from statewise.envs.dmc import load_library
 from statewise.envs.protocol import VectorEnv
 from tests.envs.toys import transitions
 
@@ -213,7 +213,9 @@ def test_ale_vector_equals_gymnasiums_preprocessing() -> None:
 def plain_dm_env(index: int, actions: list[Any]) -> list[dict[str, Any]]:
     """Play dm_control's task in a loop of its own kind."""
     draws = np_random(SEED + index)[0]
-    env = suite.load("cartpole", "balance", task_kwargs={"random": 0, "time_limit": 0.06})
+    env = load_library("dm_control.suite").load(
+        "cartpole", "balance", task_kwargs={"random": 0, "time_limit": 0.06}
+    )
     found: list[dict[str, Any]] = []
     now = None
     for action in actions:

@@ -5,11 +5,14 @@ compares what both leave in the folder.
 """
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -44,7 +47,7 @@ OFFLINE: dict[str, dict[str, Any]] = {
 }
 SEQUENCES = ("dt", "decision_s4", "decision_mamba_mg")
 TARGET_KL = 0.1
-KILLED_AT = 3  # rollouts
+SIGNALLED_AT = 3  # rollouts
 
 
 class JointPPO(RecurrentPPO):
@@ -200,17 +203,33 @@ def offline_words(data: Path, run: Path) -> list[str]:
     return ["dt/rtg_dial", "--data", str(data), "--run", str(run), *words]
 
 
-def kill_at(count: int) -> None:
-    """Let this process die, without any warning to the program, in a rollout."""
+@contextmanager
+def signalled(number: int) -> Iterator[None]:
+    """Send this process a signal in a rollout; SIGKILL gives the program no warning."""
     collect, calls = Collector.collect, [0]
 
     def counted(self: Collector) -> Any:
         calls[0] += 1
-        if calls[0] == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if calls[0] == SIGNALLED_AT:
+            os.kill(os.getpid(), number)
         return collect(self)
 
-    Collector.collect = counted  # type: ignore[method-assign]
+    with mock.patch.object(Collector, "collect", counted):
+        yield
+
+
+@contextmanager
+def spoiled() -> Iterator[None]:
+    """Let a reward of this process be NaN."""
+    collect = Collector.collect
+
+    def with_nan(self: Collector) -> Any:
+        rollout = collect(self)
+        rollout.batch.step.reward[0, 0] = torch.nan
+        return rollout
+
+    with mock.patch.object(Collector, "collect", with_nan):
+        yield
 
 
 def status_of(words: list[str]) -> int:
@@ -244,18 +263,21 @@ def work(folder: Path, ports: list[str]) -> None:
     os.environ["MASTER_PORT"] = ports.pop()
     odd = {"env__num_envs": 3, "agent__num_minibatches": 3}
     statuses.append(status_of(["train", *online_words(folder / "odd", 200, **odd)]))
-    (folder / f"statuses-{rank}").write_bytes(to_bytes({"statuses": statuses}))
-
-    os.environ["MASTER_PORT"] = ports.pop()
-    if rank:
-        kill_at(KILLED_AT)
-    sys.exit(status_of(["train", *online_words(folder / "killed", 10_000)]))
+    troubles: dict[str, AbstractContextManager[None]] = {
+        "spoiled": spoiled(),
+        "stopped": signalled(signal.SIGTERM),
+        "killed": signalled(signal.SIGKILL),
+    }
+    for name, trouble in troubles.items():
+        os.environ["MASTER_PORT"] = ports.pop()
+        (folder / f"statuses-{rank}").write_bytes(to_bytes({"statuses": statuses}))
+        with trouble if rank else nullcontext():
+            statuses.append(status_of(["train", *online_words(folder / name, 10_000)]))
+    sys.exit(statuses[-1])
 
 
 def forget_the_last(run: Path, copy: Path) -> None:
     """Copy a run as it was at a checkpoint before its last."""
-    import shutil
-
     shutil.copytree(run, copy)
     found = sorted((copy / "checkpoints").iterdir(), key=lambda entry: int(entry.name))
     for entry in found[len(found) // 2 :]:

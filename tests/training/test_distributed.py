@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from statewise.__main__ import main
 from statewise.training.api import load, resume_training
@@ -23,6 +24,8 @@ from tests.tolerance import ORACLE_FLOAT64
 from tests.training import distributed_cases as cases
 from tests.training.offline_cases import written
 from tests.training.test_resume import ROOT, assert_same, curves
+
+pytestmark = pytest.mark.xdist_group("two_processes")
 
 DEADLINE_S = 240  # generous: a loaded machine is no reason to fail
 NAMES = ["ppo-rollout", "ppo-minibatch", *cases.OFFLINE]
@@ -51,7 +54,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("pair")
     written(folder)
     command = [sys.executable, "-m", "tests.training.distributed_cases", str(folder)]
-    command += free_ports(3)
+    command += free_ports(5)
     variables = {
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
@@ -169,8 +172,30 @@ def test_an_error_of_both_is_told_once(pair: Pair) -> None:
     assert lines == [
         "error: env.num_envs: expected a multiple of the 2 processes, got 3: pass --env.num_envs 4"
     ]
-    assert [statuses[-1] for statuses in pair.statuses] == [2, 2]
-    assert [statuses[:-1] for statuses in pair.statuses] == [[0] * 4] * 2
+    assert [statuses[4] for statuses in pair.statuses] == [2, 2]
+    assert [statuses[:4] for statuses in pair.statuses] == [[0] * 4] * 2
+
+
+def test_a_loss_that_is_not_finite_stops_both_and_keeps_both_batches(pair: Pair) -> None:
+    assert [statuses[5] for statuses in pair.statuses] == [2, 2]
+    lines = [line for text in pair.errors for line in text.splitlines() if "finite" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: expected a finite update, got policy_gradient_loss, value")
+    files = ("bad_batch.safetensors", "bad_batch_1.safetensors")
+    rewards = [load_file(pair.folder / "spoiled" / name)["reward"] for name in files]
+    assert [bool(reward.isnan().any()) for reward in rewards] == [False, True]
+
+
+def test_a_signal_to_one_stops_both_with_a_checkpoint(pair: Pair) -> None:
+    assert [statuses[6] for statuses in pair.statuses] == [130, 130]
+    run = pair.folder / "stopped"
+    steps = load(run).step
+    assert steps > 0
+    lines = [line for text in pair.errors for line in text.splitlines() if "stopped" in line]
+    assert lines == [
+        f"stopped at {steps} steps, saved: "
+        f"torchrun --nproc-per-node 2 -m statewise train --resume {run}"
+    ]
 
 
 def test_a_lost_process_ends_the_other_with_one_line_and_a_whole_run(pair: Pair) -> None:

@@ -120,6 +120,8 @@ def test_box_actions_are_told_with_the_codes_that_were_learned_from() -> None:
         arrived = agent.arrived(told(agent, batch, t), no, no)
         assert torch.equal(arrived.previous, rows.previous[:, t])
         assert torch.equal(arrived.obs, rows.obs[:, t])
+        heard = torch.stack((0.5 * batch.step.reward[:, t - 1], batch.step.is_first[:, t]), -1)
+        assert torch.equal(arrived.obs[:, -2:], heard)
 
 
 @pytest.mark.parametrize(("memory", "reaches"), [("history", True), ("episode", False)])
@@ -192,6 +194,15 @@ def test_it_learns_to_find_out_what_pays_and_to_do_that() -> None:
         tried.append(chosen)
         action, reward = torch.eye(3)[chosen], (chosen == paid).float()[:, None]
     assert torch.stack(tried).T.tolist() == [[0, 1, 2, arm, arm] for arm in range(3)]
+
+
+def test_observations_are_scaled_by_the_data_or_left_as_they_are() -> None:
+    data = histories()
+    step, (mean, std) = window(data).step, statistics_of(data)
+    x = step.obs["obs"]
+    for key, shift, scale in (("data", mean["obs"], std["obs"]), ("none", 0.0, 1.0)):
+        found = agent_for(data, obs_scale=key).policy.rows(window(data)).obs[..., :3]
+        assert_close(found, (x - torch.as_tensor(shift)) / torch.as_tensor(scale), x.dtype, 1)
 
 
 def test_settings_out_of_range_are_refused() -> None:
