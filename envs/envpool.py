@@ -97,7 +97,7 @@ class EnvPool(VectorEnv[Any, Any, Any]):
         **kwargs: of envpool, for example `stack_num`, `episodic_life` or `from_pixels`.
 
     Raises:
-        EnvError: an argument that is not for the user, or OpenGL is missing.
+        EnvError: an argument that is not for the user, several players, or OpenGL is missing.
         TypeError: an argument that envpool does not know.
     """
 
@@ -125,6 +125,9 @@ class EnvPool(VectorEnv[Any, Any, Any]):
         settings = {key: x for key, x in self._kwargs.items() if key != "render_mode"}
         with _quiet():
             spec = self._library.make_spec(self._name, num_envs=num_envs, **settings)
+            players = spec.config.max_num_players
+            if players > 1:
+                raise EnvError(f"expected an environment of one player, got {players} in {env_id}")
             self.single_observation_space = _as_float32(spec.gymnasium_observation_space)
             self.single_action_space = _as_float32(spec.gymnasium_action_space)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

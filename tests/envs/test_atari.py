@@ -130,9 +130,29 @@ def test_arguments_out_of_range_are_named(kwargs: dict[str, Any], message: str) 
         made(kwargs=kwargs)
 
 
-def test_the_vector_environment_of_the_package_is_not_taken() -> None:
-    with pytest.raises(EnvError, match=r"use env\.vectorization sync or async"):
-        made(vectorization="vector_entry_point")
+def test_ale_pys_own_threads_are_taken_only_where_asked_for() -> None:
+    assert made().resume == "exact"
+    vec = made(vectorization="vector_entry_point")
+    assert vec.resume == "episode"
+    assert vec.obs_space == made().obs_space
+    vec.close()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"terminal_on_life_loss": True},
+            "no terminal_on_life_loss .*: use env.vectorization sync",
+        ),
+        ({"frameskip": 4}, "got frameskip for ALE/Pong-v5: set frame_skip"),
+        ({"screen_size": 4}, "expected screen_size at least 8, got 4"),
+        ({"mode": 1}, "ALE/Pong-v5 cannot be made with"),
+    ],
+)
+def test_what_they_cannot_do_is_one_line(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnvError, match=message):
+        made(vectorization="vector_entry_point", kwargs=kwargs)
 
 
 def test_episodes_without_a_seed_differ() -> None:

@@ -96,6 +96,7 @@ def test_the_first_of_several_or_of_the_other_auto_reset_is_refused() -> None:
         ({"kwargs": {"batch_size": 2}}, "got batch_size"),
         ({"kwargs": {"num_threads": 0}}, "expected num_threads at least 1, got 0"),
         ({"kwargs": {"wings": 2}}, r"CartPole-v1 cannot be made with \{'wings': 2\}"),
+        ({"env_id": "envpool:ConnectFour-v1"}, "of one player, got 2 in envpool:ConnectFour-v1"),
         ({"vectorization": "sync"}, "auto or vector_entry_point, got 'sync' for 'envpool:"),
         (
             {"autoreset": "same_step"},
