@@ -85,7 +85,7 @@ RUNS = {
     ],
     "runs/r2i-delayed_offer-1": ["r2i/delayed_offer"],
 }
-TOOLS = {"mypy", "pre-commit", "python", "ruff"}  # other documents may call these, too
+TOOLS = {"mypy", "pre-commit", "python", "ruff", "torchrun"}  # other documents may call these, too
 # A call of the program in a recipe, and the variable of the shell that takes what it prints.
 CALL = re.compile(r"(?:(\w+)=\$\()?\S*bin/statewise ([^)&|;]+)")
 PROGRAM = re.compile(r"(?:\.venv/bin/)?statewise$")

@@ -84,7 +84,7 @@ def test_another_length_has_a_folder_of_its_own(
         assert load_dataset(tmp_path / "datasets" / folder / "mixed.hdf5").num_steps == steps
     error = error_line(["make", "pendulum", "--length", 7], capsys)
     assert "expected no --length for pendulum, got 7: rtg-dial, delayed-cue, " in error
-    assert error.rstrip().endswith("and multi-doors-keys have one")
+    assert error.rstrip().endswith("and dark-room-histories have one")
 
 
 def test_what_was_typed_reaches_the_maker(
