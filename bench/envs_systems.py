@@ -4,6 +4,7 @@ Before ours is timed its rows are checked: as many valid as not resetting, and n
 action was ignored.
 """
 
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -74,7 +75,8 @@ def _envpool(job: Job) -> tuple[Step, gymnasium.Space[Any]]:
         num_threads=min(job["num_envs"], job["threads"]),
         seed=0,
     )
-    pool.reset()
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of its bounds, once
+        pool.reset()
     return pool.step, pool.single_action_space
 
 
