@@ -20,9 +20,9 @@ from statewise.bench.resumable import finished_steps, minutes_of, train_to_end
 from statewise.bench.suites import Suite
 from statewise.envs.build import find_family
 from statewise.training.config import (
+    ReplayTrainConfig,
     RunConfig,
     TrainConfig,
-    WorldTrainConfig,
     apply_overrides,
     load_preset,
 )
@@ -33,7 +33,7 @@ from statewise.training.run import RunDirectory, read_json
 from statewise.training.schema import ConfigError
 
 EPISODES, LENGTH = "rollout/episodes", "rollout/ep_len_mean"
-OnlineConfig = TrainConfig | WorldTrainConfig
+OnlineConfig = TrainConfig | ReplayTrainConfig
 
 _UNSAFE = str.maketrans("/:", "--")
 
@@ -104,7 +104,7 @@ def plan_run(
     values: dict[str, Any] = {"env.id": task, "seed": seed, "num_threads": 1}
     is_alike = find_family(base.env.id).prefix == find_family(task).prefix
     values["env.kwargs"] = {**suite.kwargs_of(task), **(base.env.kwargs if is_alike else {})}
-    if isinstance(base, WorldTrainConfig) and not is_alike:
+    if isinstance(base, ReplayTrainConfig) and not is_alike:
         values["eval.kwargs"] = {}
     name = name_of(source)
     folder = f"{task.translate(_UNSAFE)}-seed{seed}"
