@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statewise.kernels import norm_silu, norm_silu_runs
+
 Norm = Literal["layer", "rms"]
 M = TypeVar("M", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -122,6 +124,7 @@ class FeatureNorm(nn.Module):
         check_norm(norm)
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if norm == "layer" else None
+        self._norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (..., width)."""
@@ -130,6 +133,22 @@ class FeatureNorm(nn.Module):
         if self.bias is None:
             return F.rms_norm(x, weight.shape, weight, EPS)
         return F.layer_norm(x, weight.shape, weight, self.bias.to(x.dtype), EPS)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """Return silu of the norm of x (..., width), in one call where there is no gradient."""
+        if norm_silu_runs(x, self.weight):
+            return norm_silu(x, self._norm, self.weight, self.bias, EPS)
+        return F.silu(self(x))
+
+
+class SiLU(nn.Module):
+    """x sigmoid(x), in one call of our own where there is no gradient: torch's takes thrice as long."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (...)."""
+        if norm_silu_runs(x, x):
+            return norm_silu(x, "none", None, None, EPS)
+        return F.silu(x)
 
 
 class NormedMLP(nn.Module):
@@ -155,5 +174,6 @@ class NormedMLP(nn.Module):
         """Map (..., d_in) of any floating dtype to (..., d_out) in that of the parameters."""
         for linear, norm in zip(self.linears, self.norms, strict=True):
             weight = cast("nn.Linear", linear).weight
-            x = F.silu(norm(F.linear(x.to(weight.dtype), weight))).to(weight.dtype)
+            y = F.linear(x.to(weight.dtype), weight)
+            x = cast("FeatureNorm", norm).silu(y).to(weight.dtype)
         return x

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from statewise.kernels import draw_one_hot, draw_one_hot_runs
 from statewise.nets.dreamer_layers import widened
 
 
@@ -110,6 +111,8 @@ def sample_one_hot(log_p: Tensor, noise: Tensor) -> Tensor:
             f"sample_one_hot: expected noise {tuple(log_p.shape)} as log_p, got "
             f"{tuple(noise.shape)}: draw one number per class"
         )
+    if draw_one_hot_runs(log_p, noise):
+        return draw_one_hot(log_p, noise)
     p = log_p.exp()
     return mode_one_hot(log_p + noise) + (p - p.detach())  # the bracket is exactly 0
 

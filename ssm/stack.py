@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from statewise.ssm import one_call
 from statewise.ssm.block import Block
 from statewise.ssm.protocol import Cache, SequenceModel, State
 from statewise.ssm.state import prefixed, select
@@ -18,6 +19,7 @@ class Stack(nn.Module):
             raise ValueError("a stack needs at least one block, got none")
         self.blocks = nn.ModuleList(blocks)
         self.d_in, self.d_out = blocks[0].d_in, blocks[-1].d_out
+        self._form = one_call.form_of(blocks)
 
     def _each(self) -> list[tuple[str, Block]]:
         return [(f"{i}.", block) for i, block in enumerate(self.blocks)]  # type: ignore[misc]
@@ -57,6 +59,8 @@ class Stack(nn.Module):
         cache: Cache = {}
         for prefix, block in self._each():
             cache |= prefixed(block.prepare_step(), prefix)
+        if self._form is not None:
+            cache |= one_call.prepare([block for _, block in self._each()], cache)
         return cache
 
     def step(
@@ -68,6 +72,11 @@ class Stack(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[Tensor, State]:
         """Run one step; see `SequenceModel`."""
+        if self._form is not None and cache is not None:
+            blocks = [block for _, block in self._each()]
+            done = one_call.step(self._form, blocks, x, state, reset, cache)
+            if done is not None:
+                return done
         last: State = {}
         for prefix, block in self._each():
             own = None if cache is None else select(cache, prefix)

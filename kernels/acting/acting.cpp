@@ -6,6 +6,10 @@
 //   lti_blocks_step
 //                one step of residual blocks around diagonal layers, by the step of ssm_scan_lti
 //   join_step    a small network over several inputs
+//   norm_silu    y = x' sigmoid(x'), x' a norm of rows of x or x itself
+//   draw_one_hot the largest of log p + noise in every row, as 0 and 1
+//   diagonal_blocks_step
+//                one step of residual blocks around S5 or LRU, see diagonal_blocks.h
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -13,11 +17,13 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "../elementary.h"
+#include "diagonal_blocks.h"
 
 namespace {
 
@@ -200,6 +206,130 @@ Tensor join_step(at::TensorList xs, at::TensorList weights, at::TensorList biase
   return linear(hidden, weight2, bias2);
 }
 
+// ---------------------------------------------------------------- rows of world models
+
+template <typename A>
+void norm_silu_rows(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                    const Tensor& y, RowNorm norm, double eps) {
+  const int64_t H = x.size(-1);
+  const A *from = x.const_data_ptr<A>(), *w = weight ? weight->const_data_ptr<A>() : nullptr;
+  const A* b = bias ? bias->const_data_ptr<A>() : nullptr;
+  A* to = y.mutable_data_ptr<A>();
+  at::parallel_for(0, x.numel() / H, (kGrain + H - 1) / H, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const A* in = from + row * H;
+      A* out = to + row * H;
+      if (norm != RowNorm::none) norm_row<A>(norm, eps, w, b, in, out, H);
+      const A* normed = norm == RowNorm::none ? in : out;
+#pragma omp simd
+      for (int64_t k = 0; k < H; ++k) out[k] = normed[k] * sigmoid2_(A(kLog2E) * normed[k]);
+    }
+  });
+}
+
+// x (..., H), weight and bias (H,) as the norm has them.
+Tensor norm_silu(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                 int64_t norm, double eps) {
+  const Tensor dense = x.contiguous();
+  const auto packed = [](const OptionalTensor& t) { return t ? OptionalTensor(t->contiguous()) : t; };
+  const OptionalTensor w = packed(weight), b = packed(bias);
+  Tensor y = at::empty(dense.sizes(), dense.options());
+  if (x.numel() == 0) return y;
+  with_dtype(dense, [&](auto zero) {
+    norm_silu_rows<decltype(zero)>(dense, w, b, y, static_cast<RowNorm>(norm), eps);
+  });
+  return y;
+}
+
+// One row: 1 where log p + noise is largest, the first of equals; NaN is larger than all numbers.
+template <typename A>
+void draw_row(const A* log_p, const A* noise, A* to, int64_t K) {
+  A largest = -std::numeric_limits<A>::infinity();
+  bool broken = false;
+  for (int64_t k = 0; k < K; ++k) {
+    const A value = to[k] = log_p[k] + noise[k];
+    largest = value > largest ? value : largest;
+    broken |= value != value;
+  }
+  int64_t best = 0;
+  while (best < K - 1 && (broken ? to[best] == to[best] : to[best] != largest)) ++best;
+  for (int64_t k = 0; k < K; ++k) to[k] = log_p[k] - log_p[k];  // 0, or NaN
+  to[best] += A(1);
+}
+
+// log_p and noise (..., K).
+Tensor draw_one_hot(const Tensor& log_p, const Tensor& noise) {
+  TORCH_CHECK(log_p.sizes() == noise.sizes(), "draw_one_hot: two shapes");
+  const Tensor p = log_p.contiguous(), own = noise.contiguous();
+  Tensor y = at::empty(p.sizes(), p.options());
+  if (p.numel() == 0) return y;
+  const int64_t K = p.size(-1);
+  with_dtype(p, [&](auto zero) {
+    using A = decltype(zero);
+    const A *from = p.const_data_ptr<A>(), *g = own.const_data_ptr<A>();
+    A* to = y.mutable_data_ptr<A>();
+    at::parallel_for(0, p.numel() / K, (kGrain + K - 1) / K, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * K; i < end * K; i += K) draw_row<A>(from + i, g + i, to + i, K);
+    });
+  });
+  return y;
+}
+
+// ---------------------------------------------------------------- blocks of S5 and LRU
+
+template <typename A>
+const A* data_or_null(const Tensor& x) {
+  return x.numel() ? x.const_data_ptr<A>() : nullptr;
+}
+
+template <typename A>
+void run_diagonal_blocks(const Tensor& x, const std::vector<Tensor>& parts,
+                         const std::vector<Tensor>& states, const std::vector<Tensor>& after,
+                         const bool* reset, const BlockForm& form) {
+  constexpr size_t count = 9;
+  const int64_t B = x.size(0), H = x.size(1);
+  std::vector<DiagonalBlock<A>> blocks;
+  for (size_t i = 0; i < states.size(); ++i) {
+    const Tensor* p = &parts[count * i];
+    blocks.push_back({data_or_null<A>(p[0]), data_or_null<A>(p[1]), p[2].const_data_ptr<A>(),
+                      p[3].const_data_ptr<A>(), p[4].const_data_ptr<A>(), p[5].const_data_ptr<A>(),
+                      data_or_null<A>(p[6]), data_or_null<A>(p[7]), data_or_null<A>(p[8]),
+                      states[i].const_data_ptr<A>(), after[i].mutable_data_ptr<A>(),
+                      p[3].size(1)});
+  }
+  A* data = x.mutable_data_ptr<A>();
+  at::parallel_for(0, (B + kTileRows - 1) / kTileRows, 1, [&](int64_t begin, int64_t end) {
+    TileBuffers<A> buffers(H);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t first = tile * kTileRows, rows = std::min(kTileRows, B - first);
+      for (const auto& block : blocks)
+        block_on_tile<A>(form, block, buffers, data + first * H, reset, first, rows, H);
+    }
+  });
+}
+
+// x (B, H); `parts` holds of every block weight and bias of the norm, a, W_in^T, W_out^T, D, weight^T
+// and bias of the gate and what a reset restores, empty where there is none.
+std::tuple<Tensor, std::vector<Tensor>> diagonal_blocks_step(
+    const Tensor& x, at::TensorList parts, at::TensorList states, const OptionalTensor& reset,
+    int64_t norm, bool post, bool shared, int64_t gate, double eps) {
+  TORCH_CHECK(parts.size() == 9 * states.size(), "diagonal_blocks_step: ", parts.size(), " parts");
+  const Tensor y = x.clone(at::MemoryFormat::Contiguous);
+  std::vector<Tensor> dense, before, after;
+  for (const Tensor& part : parts) dense.push_back(part.contiguous());
+  for (const Tensor& state : states) {
+    before.push_back(state.contiguous());
+    after.push_back(at::empty(state.sizes(), state.options()));
+  }
+  const OptionalTensor cleared = reset ? OptionalTensor(reset->contiguous()) : reset;
+  const bool* flags = cleared ? cleared->const_data_ptr<bool>() : nullptr;
+  const BlockForm form{static_cast<RowNorm>(norm), post, shared, static_cast<RowGate>(gate), eps};
+  with_dtype(y, [&](auto zero) {
+    run_diagonal_blocks<decltype(zero)>(y, dense, before, after, flags, form);
+  });
+  return {y, after};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
@@ -217,4 +347,10 @@ TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
       "join_step(Tensor[] xs, Tensor[] weights, Tensor[] biases, Tensor weight1, Tensor bias1, "
       "Tensor weight2, Tensor bias2) -> Tensor",
       &join_step);
+  m.def("norm_silu(Tensor x, Tensor? w, Tensor? b, int norm, float eps) -> Tensor", &norm_silu);
+  m.def("draw_one_hot(Tensor log_p, Tensor noise) -> Tensor", &draw_one_hot);
+  m.def(
+      "diagonal_blocks_step(Tensor x, Tensor[] parts, Tensor[] states, Tensor? reset, int norm, "
+      "bool post, bool shared, int gate, float eps) -> (Tensor, Tensor[])",
+      &diagonal_blocks_step);
 }

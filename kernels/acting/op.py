@@ -6,6 +6,7 @@ composition runs.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,24 @@ OP = "acting"
 _PARTS_OF_MAMBA = ("causal_conv1d", "selective_scan")
 _PARTS_OF_BLOCKS = ("ssm_scan_lti",)
 _DTYPES = (torch.float32, torch.float64)
+_NORMS = ("none", "layer", "rms")
+_GATES = ("none", "gelu", "full_glu", "half_glu1", "half_glu2")
+_COLUMNS = {torch.float32: 16, torch.float64: 8}  # widths of products are multiples of these
+
+
+class BlockForm(NamedTuple):
+    """What all blocks of a `diagonal_blocks_step` have in common; see `ssm.block`."""
+
+    norm: str
+    """none, layer or rms."""
+    is_post: bool
+    """The norm stands behind the sum, not before the layer."""
+    is_shared: bool
+    """It is applied once more, to what the layer returns."""
+    gate: str
+    """none, gelu, full_glu, half_glu1 or half_glu2."""
+    eps: float
+    """Of the norm."""
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
@@ -38,6 +57,43 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
+def norm_silu_runs(x: Tensor, weight: Tensor) -> bool:
+    """Tell whether `norm_silu` serves this input and a norm of this weight."""
+    return x.dtype in _DTYPES and _runs(x, weight, "auto")
+
+
+def norm_silu(
+    x: Tensor, norm: str, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Return n sigmoid(n), n the norm of rows, where `norm_silu_runs`; no checks.
+
+    Args:
+        x: (..., D).
+        norm: layer or rms; none leaves x as it is.
+        weight: (D,); None only without a norm.
+        bias: (D,), of a layer norm alone.
+        eps: of the norm.
+    """
+    y: Tensor = torch.ops.statewise_cpu.norm_silu(x, weight, bias, _NORMS.index(norm), eps)
+    return y
+
+
+def draw_one_hot_runs(log_p: Tensor, noise: Tensor) -> bool:
+    """Tell whether `draw_one_hot` serves these."""
+    return log_p.dtype in _DTYPES and _runs(log_p, noise, "auto")
+
+
+def draw_one_hot(log_p: Tensor, noise: Tensor) -> Tensor:
+    """Return 1 at the largest log p + noise of each row, else 0; no checks.
+
+    Args:
+        log_p: (..., K); NaN stays NaN.
+        noise: (..., K).
+    """
+    y: Tensor = torch.ops.statewise_cpu.draw_one_hot(log_p, noise)
+    return y
+
+
 def _runs(x: Tensor, state: Tensor, backend: Backend, parts: Sequence[str] = ()) -> bool:
     """Tell whether an op whose C++ calls that of `parts` serves this input and state."""
     if not steps_in_cpp(OP, x, state, backend) or torch.is_autocast_enabled("cpu"):
@@ -53,6 +109,18 @@ def mamba_step_runs(x: Tensor, ssm: Tensor, backend: Backend) -> bool:
 def lti_blocks_step_runs(x: Tensor, h: Tensor, backend: Backend) -> bool:
     """Tell whether `lti_blocks_step` serves this input and state."""
     return x.dtype in _DTYPES and _runs(x, h, backend, _PARTS_OF_BLOCKS)
+
+
+def diagonal_blocks_step_runs(
+    x: Tensor, states: Sequence[Tensor], form: BlockForm, backend: Backend
+) -> bool:
+    """Tell whether `diagonal_blocks_step` serves blocks of this form, this input and states."""
+    if form.norm not in _NORMS or form.gate not in _GATES or x.dim() != 2:
+        return False
+    if x.dtype not in _DTYPES or not _runs(x, states[0], backend):
+        return False
+    widths = (x.shape[1], *(2 * h.shape[1] for h in states))
+    return all(width % _COLUMNS[x.dtype] == 0 for width in widths)
 
 
 def join_step_runs(x: Tensor, weight: Tensor) -> bool:
@@ -120,6 +188,39 @@ def lti_blocks_step(
     """
     parts = [part for block in blocks for part in block]
     y, after = torch.ops.statewise_cpu.lti_blocks_step(x, parts, states, reset, eps, share)
+    return y, after
+
+
+def diagonal_blocks_step(
+    x: Tensor,
+    blocks: Sequence[tuple[Tensor, ...]],
+    states: Sequence[Tensor],
+    reset: Tensor | None,
+    form: BlockForm,
+) -> tuple[Tensor, list[Tensor]]:
+    """One step of blocks around S5 or LRU, where `diagonal_blocks_step_runs`; no checks.
+
+        v = norm(x);   h' = a h + W_in v;   v = W_out h' + D v;   x = x + gate(v)
+
+    block after block, with h replaced where `reset`, and the norm where the form has it.
+
+    Args:
+        x: (B, H).
+        blocks: of each, weight and bias (H,) of the norm, a (P, 2), W_in^T (H, 2 P), W_out^T
+            (2 P, H), D (H,), weight^T (H, G) and bias (G,) of the gate, and h after a reset
+            (P, 2), each empty where there is none.
+        states: h (B, P, 2) of each block.
+        reset: (B,) bool or None.
+        form: of the blocks.
+
+    Returns:
+        x (B, H) and the next states.
+    """
+    parts = [part for block in blocks for part in block]
+    norm, gate = _NORMS.index(form.norm), _GATES.index(form.gate)
+    y, after = torch.ops.statewise_cpu.diagonal_blocks_step(
+        x, parts, states, reset, norm, form.is_post, form.is_shared, gate, form.eps
+    )
     return y, after
 
 

@@ -1,0 +1,89 @@
+"""A step of all blocks of a stack in one call into C++, where the layers are S5 or LRU.
+
+With a gradient, without a prepared cache, on a GPU or where something of a block is not among what
+the call computes, the blocks run one after the other.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from statewise.kernels import BlockForm, diagonal_blocks_step, diagonal_blocks_step_runs
+from statewise.ssm.block import Block
+from statewise.ssm.diagonal import DiagonalLayer
+from statewise.ssm.protocol import Cache, State
+
+KEY = "one_call."
+_PARTS = ("norm_weight", "norm_bias", "a", "w_in", "w_out", "skip", "gate", "gate_bias", "h_init")
+
+
+def form_of(blocks: Sequence[Block]) -> BlockForm | None:
+    """Return what the blocks have in common; None if a step of them is more than one call."""
+    first = blocks[0]
+    layers = [block.layer for block in blocks]
+    if not all(isinstance(layer, DiagonalLayer) for layer in layers):
+        return None
+    config = first.config
+    if config.kind == "plain" or any(block.config != config for block in blocks):
+        return None
+    shared = config.after_norm == "shared"
+    return BlockForm(
+        config.norm, config.norm_position == "post", shared, config.gate, config.norm_eps
+    )
+
+
+@torch.no_grad()
+def prepare(blocks: Sequence[Block], cache: Cache) -> Cache:
+    """Return what the call reads of the present parameters.
+
+    Args:
+        blocks: of a stack that has a form.
+        cache: what its blocks prepared, by number.
+    """
+    return {
+        f"{KEY}{i}.{name}": part
+        for i, block in enumerate(blocks)
+        for name, part in zip(_PARTS, _parts(block, cache, f"{i}."), strict=True)
+    }
+
+
+def _parts(block: Block, cache: Cache, prefix: str) -> tuple[Tensor, ...]:
+    layer, norm, gate = block.layer, block.norm, block.gate
+    assert isinstance(layer, DiagonalLayer)
+    none = layer.D.new_empty(0)
+    a = torch.cat((cache[f"{prefix}a_same"], cache[f"{prefix}a_cross"][:, 1:]), 1)
+    return (
+        none if norm is None else norm.weight.detach(),  # type: ignore[union-attr, operator]
+        getattr(norm, "bias", none).detach(),
+        a,
+        cache[f"{prefix}w_in"].t().contiguous(),
+        cache[f"{prefix}w_out"].t().contiguous(),
+        layer.D.detach(),
+        none if gate is None else gate.weight.detach().t().contiguous(),
+        none if gate is None else gate.bias.detach(),
+        none if layer.h_init is None else layer.h_init.detach(),
+    )
+
+
+def step(
+    form: BlockForm, blocks: Sequence[Block], x: Tensor, state: State, reset: Tensor | None, cache: Cache
+) -> tuple[Tensor, State] | None:
+    """Run one step; None if the call does not serve this input.
+
+    Args:
+        form: of the blocks.
+        blocks: of the stack.
+        x: (B, H).
+        state: of the stack.
+        reset: (B,) bool or None.
+        cache: with what `prepare` returned.
+    """
+    layer = blocks[0].layer
+    assert isinstance(layer, DiagonalLayer)
+    before = [state[f"{i}.h"] for i in range(len(blocks))]
+    if not diagonal_blocks_step_runs(x, before, form, layer.backend):
+        return None
+    parts = [tuple(cache[f"{KEY}{i}.{name}"] for name in _PARTS) for i in range(len(blocks))]
+    y, after = diagonal_blocks_step(x, parts, before, reset, form)
+    return y, {f"{i}.h": h for i, h in enumerate(after)}
