@@ -12,6 +12,7 @@ from typing import Any
 from statewise.bench.claim_metrics import FIELDS, SCORE, Measurable, Measure, read_measure
 from statewise.bench.plain_values import PlainReader
 from statewise.bench.process import Answer
+from statewise.training.statistics import mean_interval
 
 STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
@@ -20,6 +21,9 @@ STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": fmean,
     "max": max,
     "abs_mean": lambda scores: abs(fmean(scores)),
+    # Of Student's 95 % interval of the mean.
+    "interval_low": lambda scores: mean_interval(scores).low,
+    "interval_high": lambda scores: mean_interval(scores).high,
 }
 LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "at_least": (">=", lambda value, limit: value >= limit),

@@ -142,7 +142,7 @@ class FeatureNorm(nn.Module):
 
 
 class SiLU(nn.Module):
-    """x sigmoid(x), in one call of our own where there is no gradient: torch's takes thrice as long."""
+    """x sigmoid(x), in one call of our own where there is no gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (...)."""

@@ -5,6 +5,7 @@ the call computes, the blocks run one after the other.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -49,12 +50,11 @@ def prepare(blocks: Sequence[Block], cache: Cache) -> Cache:
 
 
 def _parts(block: Block, cache: Cache, prefix: str) -> tuple[Tensor, ...]:
-    layer, norm, gate = block.layer, block.norm, block.gate
-    assert isinstance(layer, DiagonalLayer)
+    layer, norm, gate = cast("DiagonalLayer", block.layer), block.norm, block.gate
     none = layer.D.new_empty(0)
     a = torch.cat((cache[f"{prefix}a_same"], cache[f"{prefix}a_cross"][:, 1:]), 1)
     return (
-        none if norm is None else norm.weight.detach(),  # type: ignore[union-attr, operator]
+        getattr(norm, "weight", none).detach(),
         getattr(norm, "bias", none).detach(),
         a,
         cache[f"{prefix}w_in"].t().contiguous(),
@@ -67,7 +67,12 @@ def _parts(block: Block, cache: Cache, prefix: str) -> tuple[Tensor, ...]:
 
 
 def step(
-    form: BlockForm, blocks: Sequence[Block], x: Tensor, state: State, reset: Tensor | None, cache: Cache
+    form: BlockForm,
+    blocks: Sequence[Block],
+    x: Tensor,
+    state: State,
+    reset: Tensor | None,
+    cache: Cache,
 ) -> tuple[Tensor, State] | None:
     """Run one step; None if the call does not serve this input.
 
@@ -79,8 +84,7 @@ def step(
         reset: (B,) bool or None.
         cache: with what `prepare` returned.
     """
-    layer = blocks[0].layer
-    assert isinstance(layer, DiagonalLayer)
+    layer = cast("DiagonalLayer", blocks[0].layer)
     before = [state[f"{i}.h"] for i in range(len(blocks))]
     if not diagonal_blocks_step_runs(x, before, form, layer.backend):
         return None

@@ -1,5 +1,6 @@
 """Settings of the skeleton, shared by all world models."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -57,6 +58,7 @@ class WorldModelConfig:
     decoder_reads: Literal["deter_stoch", "stoch"] = "deter_stoch"
     heads_read: Literal["deter_stoch", "deter"] = "deter_stoch"
     two_hot: Literal["symlog", "symexp"] = "symlog"  # symexp: bins of the code of 2024
+    reward_scale: float = 1.0  # > 0, multiplies rewards: bins lie about 0.16 apart, see `TwoHot`
     reward_outscale: float = 0.0  # >= 0, of the reward head's output layer; 0: nothing at first
     free_nats: float = 1.0  # >= 0, of dyn and rep
     free_over: Literal["row", "batch"] = (
@@ -70,6 +72,8 @@ class WorldModelConfig:
         for name in ("reward_outscale", "free_nats"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 < self.reward_scale < math.inf:
+            raise ValueError(f"reward_scale: expected a positive number, got {self.reward_scale}")
         if self.cont_horizon != 0 and not self.cont_horizon > 1:
             raise ValueError(f"cont_horizon: expected 0 or more than 1, got {self.cont_horizon}")
         other = "parallel" if self.core == "rssm" else "rssm"

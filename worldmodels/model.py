@@ -208,7 +208,11 @@ class WorldModel(nn.Module):
         return self.decoder.loss(self._read(self.config.decoder_reads, stoch, deter), obs)
 
     def predict_reward(self, stoch: Tensor, deter: Tensor) -> Tensor:
-        """Return the expected reward (...) on arriving at states."""
+        """Return the expected reward (...) on arriving at states, as the environment gives it."""
+        return self.scaled_reward(stoch, deter) / self.config.reward_scale
+
+    def scaled_reward(self, stoch: Tensor, deter: Tensor) -> Tensor:
+        """Return the expected reward (...) times `reward_scale`, what policies learn from."""
         logits = self.reward(self._read(self.config.heads_read, stoch, deter))
         return self.two_hot.mean(logits)
 
@@ -235,7 +239,9 @@ class WorldModel(nn.Module):
         dyn, rep = free_kl(seen.log_q, seen.log_p, free)
         return {
             "decoder": torch.stack(tuple(pictures.values())).sum(0),
-            "reward": self.two_hot.loss(self.reward(heads), arrival.reward_in),
+            "reward": self.two_hot.loss(
+                self.reward(heads), config.reward_scale * arrival.reward_in
+            ),
             "cont": F.binary_cross_entropy_with_logits(cont, target, reduction="none"),
             "dyn": dyn,
             "rep": rep,

@@ -117,7 +117,7 @@ class Rollout(NamedTuple):
     action: Tensor
     """(N, H, A), vectors."""
     reward: Tensor
-    """(N, H), on arriving at states 1 .. H."""
+    """(N, H), on arriving at states 1 .. H, times the world's `reward_scale`."""
     discount: Tensor
     """(N, H), of states 1 .. H."""
     weight: Tensor
@@ -230,7 +230,7 @@ class Behavior(nn.Module):
         return Rollout(
             features=policy_features(states, config.features, config.hidden_norm),
             action=imagined.action,
-            reward=world.predict_reward(stoch, deter),
+            reward=world.scaled_reward(stoch, deter),
             discount=discount,
             weight=weights(discount.detach(), start=~is_terminal),
         )

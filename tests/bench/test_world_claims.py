@@ -121,6 +121,21 @@ def test_a_number_that_was_not_logged_fails() -> None:
     assert Check("a", "second_lowest", "at_least", 1).verdict([1.0])[0]
 
 
+@pytest.mark.parametrize(
+    ("statistic", "value", "is_within"),
+    [("interval_low", "-0.4841", False), ("interval_high", "4.4841", True)],
+)
+def test_an_end_of_the_interval_is_that_of_student(statistic, value, is_within) -> None:
+    # mean 2, deviation 1, 4.3027 / sqrt(3) from three values
+    passed, said = Check("a", statistic, "at_least", 0).verdict([1.0, 2.0, 3.0])
+    assert passed is is_within
+    assert f" {value}, claimed >= 0" in said
+
+
+def test_one_seed_has_no_interval_and_fails() -> None:
+    assert not Check("a", "interval_high", "at_least", -1e9).verdict([1.0])[0]
+
+
 # --- the file
 
 

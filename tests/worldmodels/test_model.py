@@ -78,6 +78,20 @@ def test_the_horizon_is_folded_into_the_targets_of_the_continue_head() -> None:
     torch.testing.assert_close(made.terms(step.obs, arrival, seen)["cont"], wanted)
 
 
+def test_rewards_are_scaled_for_the_head_and_scaled_back_for_those_who_ask() -> None:
+    torch.manual_seed(0)
+    plain, scaled = (model("s5", reward_scale=c, reward_outscale=1.0) for c in (1.0, 50.0))
+    scaled.load_state_dict(plain.state_dict())
+    step, arrival, seen = replayed(plain)
+    larger = arrival._replace(reward_in=50.0 * arrival.reward_in)
+    terms = scaled.terms(step.obs, arrival, seen)
+    torch.testing.assert_close(terms["reward"], plain.terms(step.obs, larger, seen)["reward"])
+    known = seen.stoch, seen.deter
+    torch.testing.assert_close(50.0 * scaled.predict_reward(*known), plain.predict_reward(*known))
+    assert torch.equal(scaled.scaled_reward(*known), plain.predict_reward(*known))
+    assert scaled.scaled_reward(*known).abs().max() > 0
+
+
 def test_rows_that_do_not_count_give_no_gradient_even_if_they_are_nan() -> None:
     made = model("s5")
     batch = windows(T=6)
@@ -197,6 +211,7 @@ def test_imagination_keeps_what_it_is_asked_to_keep() -> None:
         ({"core": "rssm", "parallel": cases.config("s5").parallel}, "parallel: would be ignored"),
         ({"cont_horizon": 0.5}, "cont_horizon: expected 0 or more than 1"),
         ({"free_nats": -1.0}, "free_nats: expected 0 or more"),
+        ({"reward_scale": 0.0}, "reward_scale: expected a positive number"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, object], message: str) -> None:
