@@ -120,10 +120,12 @@ def measurable(config: RunConfig, obs_keys: Sequence[str] = ()) -> Measurable:
         obs_keys: names of the observations of a world model.
     """
     if isinstance(config, TrainConfig):
+        count = _count(config.end, config.eval.every_steps)
         if not config.env.trial.is_on:
-            return Measurable((SCORE,), (), _TRAINING, 0)
+            return Measurable((SCORE,), (), (*_TRAINING, "eval/return_mean"), count)
         by_episode = (f"rollout/return_episode_{i + 1}" for i in range(_num_places(config)))
-        return Measurable((SCORE, *NUMBERS), (), (*_TRAINING, *by_episode), 0)
+        evaluated = (f"eval/{name}" for name in ("return_mean", *NUMBERS))
+        return Measurable((SCORE, *NUMBERS), (), (*_TRAINING, *by_episode, *evaluated), count)
     if isinstance(config, S4WMRun):
         logged = ("eval/reconstruction", "eval/generation", *_REWARD)
         count = _count(config.end, config.eval.every_updates)

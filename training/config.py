@@ -97,10 +97,12 @@ class EvalConfig:
     episodes: int = 100  # episodes per evaluation, whole trials if there are trials, >= 1
     num_envs: int = 16  # environments stepped together, >= 1
     actions: Literal["greedy", "sample"] = "greedy"  # mode of the policy, or a sample of it
+    every_steps: int = 0  # environment steps between two evaluations while training; 0: none
     kwargs: dict[str, Any] = field(default_factory=dict)  # laid over env.kwargs
 
     def __post_init__(self) -> None:
         check_at_least(1, episodes=self.episodes, num_envs=self.num_envs)
+        check_at_least(0, every_steps=self.every_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

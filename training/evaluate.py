@@ -35,6 +35,14 @@ class Returns(Evaluation, Protocol):
         """Return what eval.json says of it."""
         ...
 
+    def logged(self) -> dict[str, float]:
+        """Return what a log says of it on the way."""
+        ...
+
+
+Evaluate = Callable[[], Returns]
+"""Plays the episodes of an evaluation on the way."""
+
 
 class EvalResult(NamedTuple):
     """What an evaluation gave."""
@@ -49,6 +57,10 @@ class EvalResult(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Return mean, interval and episodes for eval.json."""
         return {key: value for key, value in self._asdict().items() if key != "targets"}
+
+    def logged(self) -> dict[str, float]:
+        """Return what a log says of an evaluation on the way."""
+        return {"eval/return_mean": self.return_mean}
 
     def lines(self) -> list[str]:
         """Return a line per target, with its score, and one with the return."""

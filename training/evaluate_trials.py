@@ -141,6 +141,12 @@ class TrialsResult(NamedTuple):
             "episodes": self.trials,
         }
 
+    def logged(self) -> dict[str, float]:
+        """Return what a log says of an evaluation on the way."""
+        report = self.as_json()
+        known = {f"eval/{name}": report[name] for name in NUMBERS if report[name] is not None}
+        return {"eval/return_mean": self.return_mean} | known
+
     def lines(self) -> list[str]:
         """Return a line with the returns by episode, and one that sums up."""
         returns = " ".join(f"{one.mean:.3g}" for one in self.by_episode)

@@ -189,15 +189,10 @@ class FinetuneTraining(Loop):
         for name, value in metrics.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = [total + value, count + 1]
-        evaluation = self._evaluation() if self._is_due(config.eval_every_steps, before) else {}
-        if self._is_due(config.log_every_steps, before) or evaluation:
+        evaluation = self._evaluation() if self.is_due(config.eval_every_steps, before) else {}
+        if self.is_due(config.log_every_steps, before) or evaluation:
             self._write(deviation, evaluation)
         return metrics
-
-    def _is_due(self, every: int, before: int) -> bool:
-        """Return whether a multiple of `every`, if there are any, or the end was reached."""
-        last = self.steps >= self.end
-        return every > 0 and (last or self.steps // every > before // every)
 
     def _count(self, episode: PlayedEpisode) -> None:
         """Take an episode, and choose the return to ask for next."""

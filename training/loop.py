@@ -157,6 +157,15 @@ class Loop(ABC):
         if is_asked:
             raise Stopped(self._how_to_go_on())
 
+    def is_due(self, every: int, before: int) -> bool:
+        """Return whether the last iteration, from `before` steps on, passed a multiple or the end.
+
+        Args:
+            every: distance of the multiples; 0: never.
+            before: `steps` when it began.
+        """
+        return every > 0 and (self.steps // every > before // every or self.steps >= self.end)
+
     def close(self) -> None:
         """Close the log; a second call does nothing."""
         if self.logger is not None:

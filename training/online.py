@@ -1,4 +1,4 @@
-"""The on-policy loop: collect, update, log."""
+"""The on-policy loop: collect, update, evaluate on the way, log."""
 
 import time
 from typing import Any
@@ -10,18 +10,32 @@ from statewise.agents.recurrent_ppo import NonFiniteLossError, RecurrentPPO
 from statewise.envs.protocol import VectorEnv
 from statewise.training.collector import Collector
 from statewise.training.config import TrainConfig, dump_config
+from statewise.training.evaluate import Evaluate
 from statewise.training.loop import Loop
 from statewise.training.run import RunDirectory
 from statewise.training.seeding import Seeds
 
 
 class OnlineTraining(Loop):
-    """One on-policy run, in a run directory or (`run` None) only in memory."""
+    """One on-policy run, in a run directory or (`run` None) only in memory.
+
+    Args:
+        config: the run's settings.
+        agent: learns.
+        env: the environments.
+        run: where it is written down.
+        evaluate: plays the episodes of an evaluation; of several processes the first one does.
+    """
 
     unit, quantity = "steps", "return"
 
     def __init__(
-        self, config: TrainConfig, agent: RecurrentPPO, env: VectorEnv, run: RunDirectory | None
+        self,
+        config: TrainConfig,
+        agent: RecurrentPPO,
+        env: VectorEnv,
+        run: RunDirectory | None,
+        evaluate: Evaluate,
     ):
         super().__init__(
             run,
@@ -32,6 +46,7 @@ class OnlineTraining(Loop):
         )
         self.config, self.agent, self.env = config, agent, env
         self.collector = Collector(env, agent, config.rollout_steps, config.device)
+        self._evaluate = evaluate
 
     def begin(self) -> None:
         """Start the episodes; the environments of several processes are seeded one on."""
@@ -53,7 +68,7 @@ class OnlineTraining(Loop):
         return metrics.get("rollout/ep_rew_mean")
 
     def iterate(self) -> dict[str, float]:
-        """Collect one rollout, update on it, log; return the metrics."""
+        """Collect one rollout, update on it, evaluate if it is time, log; return the metrics."""
         begin = time.perf_counter()
         rollout = self.collector.collect()
         collected = time.perf_counter()
@@ -65,7 +80,7 @@ class OnlineTraining(Loop):
         done = time.perf_counter()
         counts = torch.tensor([rollout.num_steps, rollout.num_episodes])
         num_steps, num_episodes = parallel.total(counts).tolist()
-        self.steps += num_steps
+        before, self.steps = self.steps, self.steps + num_steps
         metrics = (
             self.collector.statistics
             | {f"train/{name}": value for name, value in losses.items()}
@@ -76,6 +91,8 @@ class OnlineTraining(Loop):
                 "rollout/episodes": float(num_episodes),
             }
         )
+        if self.is_due(self.config.eval.every_steps, before) and parallel.rank() == 0:
+            metrics |= self._evaluate().logged()
         if self.logger is not None:
             self.logger.write(self.steps, metrics)
         return metrics

@@ -7,7 +7,6 @@ Rows are stored as they come, final observations included; windows cross the end
 """
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from statewise.data.step import Step
 from statewise.envs.protocol import Arrived, VectorEnv
 from statewise.ssm.protocol import State
 from statewise.training.config import dump_config
-from statewise.training.evaluate import Returns
+from statewise.training.evaluate import Evaluate
 from statewise.training.loop import Loop
 from statewise.training.replay_config import ReplayTrainConfig
 from statewise.training.run import RunDirectory
@@ -33,8 +32,6 @@ from statewise.training.schema import ConfigError
 from statewise.training.seeding import Seeds
 from statewise.training.stepper import Stepper, to_tensors
 from statewise.training.world_config import WorldWindowConfig
-
-Evaluate = Callable[[], Returns]
 
 
 def row_spec(obs_space: spaces.Dict, action_space: spaces.Space[Any], state: State) -> RowSpec:
@@ -219,16 +216,12 @@ class ReplayTraining(Loop):
         if self.steps >= self.config.windows.prefill:
             for _ in range(self.ratio.due(num_steps)):
                 self._update()
-        every = self.config.eval.every_steps
-        is_evaluated = every > 0 and (
-            self.steps // every > before // every or self.steps >= self.end
-        )
+        is_evaluated = self.is_due(self.config.eval.every_steps, before)
         metrics = self.collector.statistics
         if self._count >= self.config.log_every or self.steps >= self.end or is_evaluated:
             metrics = metrics | self._metrics()
             if is_evaluated:
-                result = self._evaluate()
-                metrics["eval/return_mean"] = result.return_mean
+                metrics |= self._evaluate().logged()
             if self.logger is not None:
                 self.logger.write(self.steps, metrics)
         return metrics

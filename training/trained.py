@@ -150,6 +150,9 @@ class TrainedAgent(PlayingAgent):
             env.close()
         return result, {"actions": actions, **result.as_json()}
 
+    def _evaluate_on_the_way(self) -> Returns:
+        return self.evaluate(EvalOptions())[0]
+
     def manifest(self, command: Sequence[str], source: VectorEnv | None = None) -> dict[str, Any]:
         """Describe a run of this agent in the environments `source`."""
         resume = "episode" if source is None else source.resume
@@ -166,7 +169,7 @@ class TrainedAgent(PlayingAgent):
 
     def loop(self, source: VectorEnv, run: RunDirectory) -> OnlineTraining:
         """Return the training of a run."""
-        return OnlineTraining(self.config, self.agent, source, run)
+        return OnlineTraining(self.config, self.agent, source, run, self._evaluate_on_the_way)
 
     def learn(self, total_timesteps: int) -> "TrainedAgent":
         """Train for `total_timesteps` more environment steps, in memory, and return the agent."""
@@ -174,7 +177,7 @@ class TrainedAgent(PlayingAgent):
         prepare_process(config)
         self.agent.total_steps = self.agent.steps_seen + total_timesteps
         with self.source() as env:
-            training = OnlineTraining(config, self.agent, env, None)
+            training = OnlineTraining(config, self.agent, env, None, self._evaluate_on_the_way)
             training.start()
             with Progress(total_timesteps, console=None) as progress:
                 training.train(progress)

@@ -7,7 +7,7 @@ from statewise.data.samplers import Sampler
 from statewise.data.scores import normalized_score
 from statewise.envs.build import make_env
 from statewise.training.evaluate import EvalOptions
-from statewise.training.evaluate_trials import NUMBERS, TrialsResult, evaluate_trials
+from statewise.training.evaluate_trials import TrialsResult, evaluate_trials
 from statewise.training.offline import OfflineTraining
 from statewise.training.offline_config import AlgorithmDistillationRun
 from statewise.training.run import RunDirectory
@@ -49,12 +49,8 @@ class HistoryTraining(OfflineTraining):
     def evaluation(self) -> dict[str, float]:
         """Return the metrics of an evaluation."""
         result, score = self._evaluate()
-        metrics = {"eval/return_mean": result.return_mean}
-        if score is not None:
-            metrics["eval/score"] = score
-        report = result.as_json()
-        found = {f"eval/{name}": report[name] for name in NUMBERS if report[name] is not None}
-        return metrics | found | self.noted(result.return_mean)
+        scored = {} if score is None else {"eval/score": score}
+        return result.logged() | scored | self.noted(result.return_mean)
 
 
 class TrainedHistoryAgent(TrainedOfflineAgent):

@@ -7,7 +7,6 @@ from typing import Any
 from statewise.agents.protocol import ReplayAgent
 from statewise.envs.build import EnvConfig
 from statewise.envs.protocol import VectorEnv
-from statewise.training.evaluate import EvalOptions, Returns
 from statewise.training.playing import PlayingAgent
 from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
@@ -30,10 +29,6 @@ class TrainedReplayAgent(TrainedAgent):
     def _eval_env_config(self) -> EnvConfig:
         env = self.config.env
         return dataclasses.replace(env, kwargs=env.kwargs | self.config.eval.kwargs)
-
-    def _evaluate_on_the_way(self) -> Returns:
-        result, _ = self.evaluate(EvalOptions())
-        return result
 
     def loop(self, source: VectorEnv, run: RunDirectory | None) -> ReplayTraining:  # type: ignore[override]
         """Return the training of a run."""

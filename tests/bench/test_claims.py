@@ -54,9 +54,11 @@ FROM_DATA = [
     "offline_pendulum",
     "rtg_dial",
 ]
-WORLDS = [name for name in claim_names() if name.startswith(("delayed_offer", "hallway"))]
+_OF_WORLDS = ("delayed_offer", "hallway", "dreamer", "drama")
+WORLDS = [name for name in claim_names() if name.startswith(_OF_WORLDS)]
 IN_CONTEXT = ["bandit", "dark_room", "dark_room_9x9", "sign_cart_pole"]
-OTHERS = {*FROM_DATA, *WORLDS}
+PAIRS = ["popgym_easy"]
+OTHERS = {*FROM_DATA, *WORLDS, *PAIRS}
 PLAIN = [name for name in claim_names() if not name.endswith(CORES) and name not in OTHERS]
 
 
@@ -71,6 +73,21 @@ def test_every_claim_compares_s5_with_a_plain_gru_in_the_same_loop(name: str) ->
     assert gru.agent.sequence.kind == "gru"
     assert gru.agent.sequence.block.kind == "plain"
     assert gru.agent.sequence.num_layers == 1
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_task_of_a_claim_compares_s5_with_a_plain_gru(name: str) -> None:
+    claim = load_claim(name)
+    assert 0 not in claim.seeds
+    assert {check.arm for check in claim.checks} == {
+        arm.name for arm in claim.arms if arm.name.endswith("_s5")
+    }
+    for check in claim.checks:
+        assert check.over == check.arm.removesuffix("_s5") + "_gru"
+        s5, gru = (online(claim.arm(arm), 1) for arm in (check.arm, check.over))
+        assert (gru.agent.sequence.kind, gru.agent.sequence.num_layers) == ("gru", 1)
+        assert gru.agent.sequence.block.kind == "plain"
+        assert replace(gru, agent=replace(gru.agent, sequence=s5.agent.sequence)) == s5
 
 
 @pytest.mark.parametrize("name", [name for name in claim_names() if name.endswith(CORES)])
@@ -122,9 +139,9 @@ def test_the_claims_are_those_of_the_package() -> None:
     assert sorted(plain) == PLAIN
     others = ["memory_chain_cores", "repeat_previous_easy_cores", "t_maze_cores"]
     worlds = ["delayed_offer", *(f"delayed_offer_{name}" for name in ("gate", "mixed", "sweep"))]
-    worlds.append("hallway")
+    worlds += ["drama_catch", "dreamer_cartpole", "hallway"]
     assert worlds == WORLDS
-    assert claim_names() == sorted([*plain, *others, *FROM_DATA, *worlds])
+    assert claim_names() == sorted([*plain, *others, *FROM_DATA, *PAIRS, *worlds])
     with pytest.raises(ConfigError, match="did you mean t_maze"):
         load_claim("tmaze")
 

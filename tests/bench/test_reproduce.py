@@ -13,7 +13,6 @@ from statewise.bench.claims import load_claim
 from statewise.training.api import TrainedAgent, load
 from statewise.training.config import TrainConfig, dump_config
 from statewise.training.log import read_metrics
-from statewise.training.online import OnlineTraining
 from statewise.training.run import RunDirectory, RunError, build_manifest
 from tests.bench.offline_claims import run_here
 
@@ -93,7 +92,7 @@ def test_a_half_finished_run_goes_on_where_it_stopped(claim_file: Path) -> None:
     vector = trained.make_vector_env(config.env.num_envs)
     manifest = build_manifest(["statewise", "train", "ppo/cartpole"], 1, "cpu", vector.resume)
     run = RunDirectory.create(path_of(claim_file), dump_config(config), manifest)
-    with closing(OnlineTraining(config, trained.agent, vector, run)) as training:
+    with closing(trained.loop(vector, run)) as training:
         training.start()
         while training.steps < TOTAL // 2:
             training.iterate()

@@ -18,8 +18,9 @@ from statewise.training import api
 from statewise.training.api import TrainedAgent
 from statewise.training.checkpoint import CheckpointError, newest_checkpoint
 from statewise.training.config import ConfigError
-from statewise.training.evaluate import EvalResult, evaluate, evaluate_run
-from statewise.training.run import RunError
+from statewise.training.evaluate import EvalOptions, EvalResult, evaluate, evaluate_run
+from statewise.training.log import read_metrics
+from statewise.training.run import RunDirectory, RunError
 from tests.training.toys import CounterEnv
 
 TINY: dict[str, Any] = {
@@ -439,3 +440,26 @@ def test_resuming_a_saved_agent_says_what_to_do_instead(tmp_path: Path) -> None:
     path = statewise.make(CARTPOLE, **TINY).save(tmp_path / "agent")
     with pytest.raises(RunError, match=r"load\(\.\.\.\)\.learn"):
         api.resume_training(path, ["statewise", "train"], quiet=True)
+
+
+@pytest.mark.parametrize("actions", ["greedy", "sample"])
+def test_evaluations_on_the_way_are_logged_and_change_nothing_else(
+    run: Path, tmp_path: Path, actions: str
+) -> None:
+    plain = statewise.load(run)
+    evaluated = statewise.train(
+        CARTPOLE,
+        run=tmp_path / "run",
+        eval__every_steps=100,
+        eval__episodes=3,
+        eval__actions=actions,
+        **TINY,
+    )
+    rows = read_metrics(RunDirectory.open(tmp_path / "run"))
+    steps = [row["step"] for row in rows]
+    first = [next(step for step in steps if step >= least) for least in (100, 200, 256)]
+    assert [row["step"] for row in rows if "eval/return_mean" in row] == first
+    result, _ = evaluated.evaluate(EvalOptions())
+    assert rows[-1]["eval/return_mean"] == result.return_mean or actions == "sample"
+    if actions == "greedy":
+        assert same(weights(plain), weights(evaluated))
