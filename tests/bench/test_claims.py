@@ -54,7 +54,7 @@ FROM_DATA = [
     "offline_pendulum",
     "rtg_dial",
 ]
-_OF_WORLDS = ("delayed_offer", "hallway", "dreamer", "drama")
+_OF_WORLDS = ("delayed_offer", "hallway", "dreamer", "drama", "r2i")
 WORLDS = [name for name in claim_names() if name.startswith(_OF_WORLDS)]
 IN_CONTEXT = ["bandit", "dark_room", "dark_room_9x9", "sign_cart_pole"]
 PAIRS = ["popgym_easy"]
@@ -139,7 +139,7 @@ def test_the_claims_are_those_of_the_package() -> None:
     assert sorted(plain) == PLAIN
     others = ["memory_chain_cores", "repeat_previous_easy_cores", "t_maze_cores"]
     worlds = ["delayed_offer", *(f"delayed_offer_{name}" for name in ("gate", "mixed", "sweep"))]
-    worlds += ["drama_catch", "dreamer_cartpole", "hallway"]
+    worlds += ["drama_catch", "dreamer_cartpole", "hallway", "r2i_repeat_previous_easy"]
     assert worlds == WORLDS
     assert claim_names() == sorted([*plain, *others, *FROM_DATA, *PAIRS, *worlds])
     with pytest.raises(ConfigError, match="did you mean t_maze"):
