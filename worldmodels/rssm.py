@@ -8,13 +8,15 @@ the code of that year).
     h_t = u' tanh(sigmoid(r) c) + (1 - u') h_{t-1}
     p(z_t | h_t);   q(z_t | h_t, o_t), or q(z_t | o_t) with posterior "observation"
 
+With `blocks` the cell is that of the code of 2024 (`block_gru.py`).
+
 With the second posterior everything but h runs over the whole window at once: the ablation that
 separates what the posterior changes from what the layer changes.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ from statewise.nets.deferred import LoopLinear, LoopMLP
 from statewise.nets.dreamer_layers import FeatureNorm, init_hidden, normed_mlp
 from statewise.nets.latents import LatentConfig, sample_one_hot
 from statewise.ssm.protocol import Cache, State
+from statewise.worldmodels.block_gru import BlockGRU
 from statewise.worldmodels.dynamics import InitialLatents, LatentHead, Start
 from statewise.worldmodels.state import CORE, Observed, flat_stoch, masked
 
@@ -35,7 +38,8 @@ class RSSMConfig:
     """Sizes of `RSSM`."""
 
     deter: int = 512  # D >= 1, width of h
-    units: int = 512  # >= 1, width of x
+    units: int = 512  # >= 1, width of x; with blocks that of each of three hidden layers
+    blocks: int = 0  # 0: the cell of 2023; else the one of 2024 in so many, a divisor of deter
     prior_hidden: tuple[int, ...] = (512,)  # each >= 1
     posterior_hidden: tuple[int, ...] = (512,)  # each >= 1
     posterior: Literal["recurrent", "observation"] = "recurrent"  # q(z | h, o) or q(z | o)
@@ -46,6 +50,10 @@ class RSSMConfig:
         widths = (self.deter, self.units, *self.prior_hidden, *self.posterior_hidden)
         if min(widths) < 1:
             raise ValueError(f"widths: expected at least 1, got {min(widths)}")
+        if self.blocks < 0 or (self.blocks and self.deter % self.blocks):
+            raise ValueError(
+                f"blocks: expected 0 or a divisor of deter ({self.deter}), got {self.blocks}"
+            )
 
 
 class NormGRUCell(nn.Module):
@@ -111,12 +119,22 @@ class RSSM(nn.Module):
         super().__init__()
         self.config = config
         D, norm = config.deter, config.norm
-        d_in = latents.num * latents.classes + d_action
+        d_stoch = latents.num * latents.classes
         self.is_recurrent = config.posterior == "recurrent"
         d_posterior = d_embed + D if self.is_recurrent else d_embed
         self.posterior = LatentHead(d_posterior, config.posterior_hidden, latents, norm)
-        self.read = normed_mlp(d_in, (config.units,), norm=norm)
-        self.cell = NormGRUCell(config.units, D, norm)
+        self.cell: NormGRUCell | BlockGRU
+        if config.blocks:
+            self.cell = BlockGRU(
+                *(d_stoch, d_action),
+                deter=D,
+                units=config.units,
+                blocks=config.blocks,
+                norm=norm,
+            )
+        else:
+            self.read = normed_mlp(d_stoch + d_action, (config.units,), norm=norm)
+            self.cell = NormGRUCell(config.units, D, norm)
         self.prior = LatentHead(D, config.prior_hidden, latents, norm)
         self.initial = InitialLatents(D, latents, config.start)
         self.d_deter = self.d_hidden = D
@@ -177,7 +195,7 @@ class RSSM(nn.Module):
         log_q = self.posterior(embed)
         stoch = sample_one_hot(log_q, noise)
         previous = masked(torch.cat((z[:, None], stoch[:, :-1]), 1), z_start, reset)
-        cell = self.cell.loop_known(self.read(torch.cat((flat_stoch(previous), action), -1)))
+        cell = self._loop_known(flat_stoch(previous), action)
         rows = []
         for cleared in resets_by_step(reset, embed.shape[1]):
             h = cell(masked(h, h_start, cleared))
@@ -195,13 +213,13 @@ class RSSM(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return h, z and log q where every z needs the h before."""
         (h, z), (h_start, z_start) = before, start
-        B, T = embed.shape[:2]
-        read, posterior = LoopMLP(self.read, action), self.posterior.loop(embed)
-        cell = self.cell.loop(B, T)
+        cell, posterior = self._loop(action), self.posterior.loop(embed)
         deters, stochs, log_qs = [], [], []
-        for cleared, one in zip(resets_by_step(reset, T), noise.unbind(1), strict=True):
+        for cleared, one in zip(
+            resets_by_step(reset, embed.shape[1]), noise.unbind(1), strict=True
+        ):
             h, z = masked(h, h_start, cleared), masked(z, z_start, cleared)
-            h = cell(read(flat_stoch(z)), h)
+            h = cell(flat_stoch(z), h)
             log_q = posterior(h)
             z = sample_one_hot(log_q, one)
             deters.append(h)
@@ -210,9 +228,24 @@ class RSSM(nn.Module):
         return torch.stack(deters, 1), torch.stack(stochs, 1), torch.stack(log_qs, 1)
 
     def _next(self, h: Tensor, z: Tensor, action: Tensor) -> Tensor:
-        x = self.read(torch.cat((flat_stoch(z), action), -1))
-        after: Tensor = self.cell(self.cell.project(x), h)
-        return after
+        if self.config.blocks:
+            after: Tensor = self.cell(flat_stoch(z), action, h)
+            return after
+        cell = cast("NormGRUCell", self.cell)
+        return cell(cell.project(self.read(torch.cat((flat_stoch(z), action), -1))), h)
+
+    def _loop(self, action: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return z (B, S K) and h to the next h, for the steps of a window; action (B, T, A)."""
+        if isinstance(self.cell, BlockGRU):
+            return self.cell.loop(action)
+        read, cell = LoopMLP(self.read, action), self.cell.loop(*action.shape[:2])
+        return lambda z, h: cell(read(z), h)
+
+    def _loop_known(self, z: Tensor, action: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return h to the next h, for the steps of a window with z (B, T, S K), too."""
+        if isinstance(self.cell, BlockGRU):
+            return self.cell.loop_known(z, action)
+        return self.cell.loop_known(self.read(torch.cat((z, action), -1)))
 
     def observe_step(
         self,

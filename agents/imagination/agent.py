@@ -18,6 +18,7 @@ from torch import Tensor
 from statewise.agents.generators import restore
 from statewise.agents.imagination.actor import from_vector
 from statewise.agents.imagination.behavior import Behavior, BehaviorConfig
+from statewise.agents.imagination.replay_value import Replayed
 from statewise.agents.optimizer import Clip, Kind, Optimizer, OptimizerSettings, load_weights
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import EncoderFactory
@@ -245,22 +246,50 @@ class ImaginationAgent:
         """
         batch = moved(batch, self.device)
         self.world.train()
-        trace = self.world.dynamics.trace_from if context is None else 0
+        behaves = self.config.behavior
+        reads_memory = bool(behaves.replay_value) and behaves.features != "output"
+        trace = self.world.dynamics.trace_from if context is None or reads_memory else 0
         step, arrival, seen = observe_batch(self.world, batch, self.generator, trace)
         metrics = learn_world(self.world, self.optimizer, (step, arrival, seen), self.updates_done)
         self.world.eval()
         if context is not None:
             start, is_terminal = self._ends_of(context)
+            index = None
         else:
-            index = choose_starts(step, arrival, trace, self.config.behavior, self.choice)
+            index = choose_starts(step, arrival, trace, behaves, self.choice)
             start = take(flatten_time(detach(seen.states())), index)
             is_terminal = arrival.is_terminal[:, trace - 1 :: trace].flatten()[index]
         behavior = self.behavior.update(
-            self.world, start, is_terminal, self.generator, self.updates_done
+            self.world,
+            start,
+            is_terminal,
+            self.generator,
+            self.updates_done,
+            self._replayed(arrival, seen, index) if behaves.replay_value else None,
         )
         self.updates_done += 1
         self._cache = None
         return metrics | {f"imagine/{name}": value for name, value in behavior.items()}
+
+    @torch.no_grad()
+    def _replayed(self, arrival: Arrival, seen: Observed, index: Tensor | None) -> Replayed:
+        """Return what the critic sees of a window.
+
+        Args:
+            arrival: its rows.
+            seen: what the world model saw; its memory at every row if the critic reads it.
+            index: of the traced rows that start rollouts; None if others do.
+        """
+        state = {"stoch": seen.stoch, "deter": seen.deter}
+        if self.config.behavior.features != "output":
+            state |= seen.traced
+        if index is None:
+            rows = torch.zeros(0, dtype=torch.long, device=self.device)
+        else:
+            of_line = seen.deter.shape[1] // seen.every
+            line, number = index // of_line, index % of_line
+            rows = line * seen.deter.shape[1] + (number + 1) * seen.every - 1
+        return Replayed(self.behavior.features(detach(state)), arrival, rows)
 
     @torch.no_grad()
     def _ends_of(self, context: ReplayBatch) -> tuple[State, Tensor]:

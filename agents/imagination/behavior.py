@@ -10,6 +10,7 @@ of that year; R2I leaves them unchanged).
     actor     mean w_i (-log pi(a_i) sg((R_i - v(s_i)) / S) - entropy H(pi))     "reinforce"
               mean w_i (-(R_i - v(s_i)) / S - entropy H(pi))                     "dynamics"
     critic    mean w_i (-log p_v(sg R_i) - log p_v(sg v_slow(s_i)))
+              + replay_value times the same over replayed rows (`replay_value.py`), 2024
 
 c is 0 or 1 with `continues` "mode" (2023), a probability with "probability" (2024). c_0 is 0 where
 a rollout starts at a terminal observation. The slow critic is a moving average that only holds the
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from statewise.agents.imagination.actor import Actor
 from statewise.agents.imagination.normalizer import ReturnNormalizer
+from statewise.agents.imagination.replay_value import Replayed, bootstrap, replayed_returns
 from statewise.agents.imagination.returns import imagined_lambda_return, weights
 from statewise.agents.optimizer import Optimizer, OptimizerSettings
 from statewise.nets.dreamer_layers import Norm, normed_mlp, output_linear
@@ -60,6 +62,7 @@ class BehaviorConfig:
     entropy: float = 3e-4  # >= 0
     slow_rate: float = 0.02  # (0, 1], of the slow critic, per update
     slow_scale: float = 1.0  # >= 0, weight of its term
+    replay_value: float = 0.0  # >= 0, weight of the critic's loss on replayed rows; 2024: 0.3
     learning_rate: float = 3e-5  # > 0, of both
     eps: float = 1e-5  # > 0
     max_grad_norm: float = 100.0  # > 0, of each
@@ -73,7 +76,8 @@ class BehaviorConfig:
         for name in ("horizon",):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("num_starts", "near_end", "entropy", "slow_scale", "actor_outscale"):
+        least_0 = ("num_starts", "near_end", "entropy", "slow_scale", "replay_value")
+        for name in (*least_0, "actor_outscale"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         for name in ("learning_rate", "eps", "max_grad_norm"):
@@ -242,8 +246,11 @@ class Behavior(nn.Module):
         is_terminal: Tensor,
         generator: torch.Generator | None,
         update: int,
+        replayed: Replayed | None = None,
     ) -> dict[str, float]:
         """Imagine, then move actor, critic and slow critic; see `imagine` for the arguments.
+
+        `replayed` is the window that the critic learns from as well, given with `replay_value`.
 
         Raises:
             NonFiniteLossError: a gradient is not finite.
@@ -261,11 +268,17 @@ class Behavior(nn.Module):
         actor = self.actor_optimizer.step(terms, total, update)
         losses = self.critic_terms(rollout, target.detach())
         total = losses["value"] + self.config.slow_scale * losses["slow"]
+        if replayed is not None:
+            scale = world.config.reward_scale
+            losses |= self.replay_terms(replayed, target[:, 0].detach(), scale)
+            of_replay = losses["replay_value"] + self.config.slow_scale * losses["replay_slow"]
+            total = total + self.config.replay_value * of_replay
         critic = self.critic_optimizer.step(losses, total, update)
         self._move_slow()
+        shown = {key: losses[key] for key in ("value", "replay_value") if key in losses}
         return metrics | {
             "actor_loss": float(terms["policy"].detach()),
-            "value_loss": float(losses["value"].detach()),
+            **{f"{key}_loss": float(loss.detach()) for key, loss in shown.items()},
             "actor_grad_norm": actor["grad_norm"],
             "critic_grad_norm": critic["grad_norm"],
         }
@@ -310,6 +323,34 @@ class Behavior(nn.Module):
         return {
             "value": (rollout.weight * loss(logits, target)).mean(),
             "slow": (rollout.weight * loss(logits, slow)).mean(),
+        }
+
+    def replay_terms(
+        self, replayed: Replayed, imagined: Tensor, reward_scale: float
+    ) -> dict[str, Tensor]:
+        """Return the critic's terms over replayed rows, to be minimised.
+
+        Args:
+            replayed: the window.
+            imagined: (N,), returns of the rollouts that start in it.
+            reward_scale: of the world model.
+        """
+        logits = self.critic(replayed.features)
+        with torch.no_grad():
+            value = self.critic.two_hot.mean(logits)
+            target, known = replayed_returns(
+                replayed.arrival,
+                bootstrap(replayed, value, imagined),
+                discount=1 - 1 / self.config.discount_horizon,
+                trace=self.config.trace,
+                reward_scale=reward_scale,
+            )
+            slow = self.slow.value(replayed.features[:, :-1])
+        share = known.to(target.dtype) / known.sum().clamp(min=1)
+        loss = self.critic.two_hot.loss
+        return {
+            "replay_value": (share * loss(logits[:, :-1], target)).sum(),
+            "replay_slow": (share * loss(logits[:, :-1], slow)).sum(),
         }
 
     @torch.no_grad()

@@ -21,7 +21,10 @@ ACTIONS = spaces.Discrete(3)
 LATENTS = LatentConfig(num=3, classes=4)
 WIDTH = 8
 LEARNED_S5 = S5Config(state_size=8, initial_state="learned", discretization="bilinear")
-CORES = ("rssm", "rssm_observation", "s5", "s5_norm", "lru", "gru", "mamba", "s4d")
+CORES = (
+    *("rssm", "rssm_observation", "rssm_blocks", "rssm_blocks_observation"),
+    *("s5", "s5_norm", "lru", "gru", "mamba", "s4d"),
+)
 
 
 def sequence(kind: str) -> SequenceConfig:
@@ -32,8 +35,10 @@ def sequence(kind: str) -> SequenceConfig:
 def core_config(core: str) -> dict[str, object]:
     small = {"prior_hidden": (WIDTH,), "posterior_hidden": (WIDTH,), "deter": WIDTH}
     if core.startswith("rssm"):
-        posterior = "observation" if core == "rssm_observation" else "recurrent"
-        return {"core": "rssm", "rssm": RSSMConfig(units=WIDTH, posterior=posterior, **small)}  # type: ignore[arg-type]
+        posterior = "observation" if core.endswith("observation") else "recurrent"
+        blocks = 2 if "blocks" in core else 0
+        rssm = RSSMConfig(units=WIDTH, posterior=posterior, blocks=blocks, **small)  # type: ignore[arg-type]
+        return {"core": "rssm", "rssm": rssm}
     output = "norm" if core == "s5_norm" else "silu"
     kind = core.removesuffix("_norm")
     parallel = ParallelConfig(sequence=sequence(kind), output=output, **small)  # type: ignore[arg-type]
