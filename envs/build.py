@@ -29,6 +29,7 @@ from statewise.envs import (
 )
 from statewise.envs.atari_vector import AtariVector
 from statewise.envs.hidden import PartlyHidden, PartlyHiddenWrapper, read_kept
+from statewise.envs.jax_tasks import vector as jax_tasks
 from statewise.envs.pictures import MIN_SIDE, ResizedPictures, ResizedPicturesWrapper
 from statewise.envs.previous import Input, PreviousInputs, PreviousInputsWrapper
 from statewise.envs.protocol import EnvError, VectorEnv
@@ -110,6 +111,11 @@ FAMILIES: tuple[Family, ...] = (
         *("gymnax:", "jax", "gymnax:CartPole-v1", gymnax.missing, _registered_already),
         vector=gymnax.Gymnax,
         ids=gymnax.ids,
+    ),
+    Family(
+        *("jax:", "jax", "jax:DarkRoom", jax_tasks.missing, _registered_already),
+        vector=jax_tasks.JaxTasks,
+        ids=jax_tasks.ids,
     ),
     Family(
         *("bsuite:", "bsuite", "bsuite:memory_len/5", bsuite.missing, _registered_already),
@@ -286,9 +292,9 @@ def _make_native(config: EnvConfig, source: Source) -> GymnasiumVector[Any, Any,
         vec = gymnasium.make_vec(source, config.num_envs, "vector_entry_point", **config.kwargs)
         if isinstance(vec, TaskVectorEnv):
             vec.set_autoreset(_MODES[config.autoreset])
-            if config.trial.is_on:
-                vec.set_trials(config.trial)
         instead = "env.vectorization sync"
+    if config.trial.is_on and isinstance(vec, TaskVectorEnv | jax_tasks.JaxTasks):
+        vec.set_trials(config.trial)
     name = autoreset_mode(vec).name
     if name.lower() != config.autoreset:
         raise EnvError(

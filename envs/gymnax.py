@@ -1,58 +1,33 @@
 """Environments of gymnax, compiled by JAX for the whole batch, ids `gymnax:<its id>`.
 
-Library: Lange 2022, "gymnax: A JAX-based Reinforcement Learning Environment Library". One
-compiled call steps all environments and restarts those that had ended: NEXT_STEP auto-reset.
-Environment i draws from its own key, that of seed + i. Results leave JAX as numpy arrays over the
-same memory, through DLPack.
+Library: Lange 2022, "gymnax: A JAX-based Reinforcement Learning Environment Library".
 
 Deviations: boxes are float32 whatever the environment says, which is not always what it gives.
 """
 
 import importlib
-import importlib.util
 from collections.abc import Collection
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
-from numpy.typing import NDArray
 
-from statewise.envs.protocol import Bools, EnvError
+from statewise.envs import jax_vector
+from statewise.envs.jax_vector import Carry, Compiled, JaxVectorEnv, Outcome
+from statewise.envs.protocol import EnvError
 
 PREFIX = "gymnax:"
 
 
 def missing() -> str:
     """Return "" if gymnax can be imported, else the line that installs it."""
-    found = all(importlib.util.find_spec(name) is not None for name in ("jax", "gymnax"))
-    return "" if found else "pip install 'statewise[jax]'"
+    return jax_vector.missing("jax", "gymnax")
 
 
 def ids() -> Collection[str]:
     """Return the ids that can be made."""
     return [PREFIX + name for name in importlib.import_module("gymnax").registered_envs]
-
-
-class Carry(NamedTuple):
-    """What goes on from step to step, (N, ...) each."""
-
-    keys: Any
-    state: Any
-    """gymnax's own, a tree of arrays."""
-    ended: Any
-    """The episode is over: the next step restarts it."""
-
-
-class Outcome(NamedTuple):
-    """What a step gives, (N, ...) each."""
-
-    obs: Any
-    reward: Any
-    terminated: Any
-    truncated: Any
 
 
 def _space(space: Any) -> spaces.Space[Any]:
@@ -86,17 +61,6 @@ def _make(env_id: str, kwargs: dict[str, Any]) -> tuple[Any, Any]:
     except OSError as error:  # a data set comes from the network
         raise EnvError(f"{env_id} needs a download that failed: {error}") from error
     return env, params.replace(**{key: kwargs[key] for key in fields})
-
-
-class Compiled(NamedTuple):
-    """An environment and its functions for any number of it, compiled at their first call."""
-
-    obs_space: spaces.Space[Any]
-    action_space: spaces.Space[Any]
-    begin: Any
-    """(keys) -> (obs, carry)."""
-    go_on: Any
-    """(carry, action) -> (outcome, carry)."""
 
 
 @cache
@@ -139,13 +103,7 @@ def compiled(env_id: str, settings: tuple[tuple[str, Any], ...]) -> Compiled:
     return Compiled(obs_space, action_space, jax.jit(jax.vmap(begin)), jax.jit(jax.vmap(go_on)))
 
 
-def to_numpy(array: Any) -> NDArray[Any]:
-    """Return a JAX array on the CPU as a read-only numpy array over the same memory."""
-    view: NDArray[Any] = np.from_dlpack(array)
-    return view
-
-
-class Gymnax(VectorEnv[Any, Any, Any]):
+class Gymnax(JaxVectorEnv):
     """N environments of one id, on the CPU.
 
     Args:
@@ -159,61 +117,5 @@ class Gymnax(VectorEnv[Any, Any, Any]):
         TypeError: an argument that neither knows.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium's own form
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-        "render_modes": [],
-    }
-
     def __init__(self, env_id: str, num_envs: int, **kwargs: Any) -> None:
-        shared = compiled(env_id, tuple(sorted(kwargs.items())))
-        self._jax = importlib.import_module("jax")
-        self.num_envs = num_envs
-        self.single_observation_space = shared.obs_space
-        self.single_action_space = shared.action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        is_box = isinstance(self.single_action_space, spaces.Box)
-        self._action_type = np.float32 if is_box else np.int32
-        self._begin, self._go_on = shared.begin, shared.go_on
-        self._carry: Carry | None = None
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start N episodes; without a seed the keys go on."""
-        if options:
-            raise EnvError(f"expected no reset options, got {options}: {PREFIX} has none")
-        if seed is None and self._carry is not None:
-            keys = self._carry.keys
-        else:
-            first = np.random.SeedSequence().generate_state(1)[0] if seed is None else seed
-            seeds = (np.arange(self.num_envs, dtype=np.uint64) + np.uint64(first)).astype(np.uint32)
-            keys = self._jax.vmap(self._jax.random.PRNGKey)(seeds)
-            keys = self._on_cpu(keys)
-        obs, self._carry = self._begin(keys)
-        return self._jax.tree.map(to_numpy, obs), {}
-
-    def step(
-        self, actions: NDArray[Any]
-    ) -> tuple[Any, NDArray[np.float32], Bools, Bools, dict[str, Any]]:
-        """Step all; an episode that ended in the last step starts anew instead."""
-        action = self._jax.numpy.asarray(np.asarray(actions, self._action_type))
-        outcome, self._carry = self._go_on(self._carry, action)
-        return *self._jax.tree.map(to_numpy, outcome), {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the keys and the state of all episodes."""
-        leaves = self._jax.tree.leaves(self._carry)
-        return {str(i): np.array(leaf) for i, leaf in enumerate(leaves)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken."""
-        if self._carry is None:
-            self.reset(seed=0)
-        tree = self._jax.tree.structure(self._carry)
-        leaves = [self._on_cpu(state[str(i)]) for i in range(tree.num_leaves)]
-        self._carry = self._jax.tree.unflatten(tree, leaves)
-
-    def _on_cpu(self, array: Any) -> Any:
-        """Bind an array, and what is computed from it, to the CPU, whose memory numpy reads."""
-        return self._jax.device_put(array, self._jax.devices("cpu")[0])
+        super().__init__(compiled(env_id, tuple(sorted(kwargs.items()))), num_envs)

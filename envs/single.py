@@ -34,6 +34,15 @@ class FirstOf(gymnasium.Env[Any, Any]):
         self.action_space = vec.single_action_space
         self._ended = True
 
+    @property
+    def new_trial(self) -> bool:
+        """Whether the next reset draws a new task; only of a backend that draws one per trial."""
+        return bool(cast(Any, self._vec).new_trial[0])
+
+    @new_trial.setter
+    def new_trial(self, value: bool) -> None:
+        cast(Any, self._vec).new_trial[0] = value
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:

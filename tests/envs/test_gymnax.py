@@ -9,7 +9,8 @@ import pytest
 from gymnasium import spaces
 
 from statewise.envs.build import EnvConfig, make_env
-from statewise.envs.gymnax import Gymnax, compiled, to_numpy
+from statewise.envs.gymnax import Gymnax, compiled
+from statewise.envs.jax_vector import to_numpy
 from statewise.envs.protocol import EnvError
 from tests.envs.test_resumable import check_resume, made
 

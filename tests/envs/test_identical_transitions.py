@@ -18,12 +18,14 @@ from gymnasium.utils.seeding import np_random
 
 from statewise.envs.build import EnvConfig, make_env
 from statewise.envs.dmc import load_library
+from statewise.envs.jax_tasks import projected_cart_pole
 from statewise.envs.protocol import VectorEnv
 from tests.envs.toys import transitions
 
 NUM_ENVS, NUM_ROWS, SEED = 3, 90, 7
 LIMIT = 14  # steps; a random policy falls in half of the episodes before
 ONE_STEP = 1e-6  # float32 rounding of one step of the equations
+TENTH = 10 * ONE_STEP  # of positions in units of a tenth
 
 CART_POLES = {
     "sync": {"id": "CartPole-v1", "vectorization": "sync"},
@@ -261,3 +263,31 @@ def test_gymnax_equals_a_loop_over_its_own_functions() -> None:
         if is_first:  # the row of the final observation
             key, _, draw = jax.random.split(key, 3)
             obs, state = env.reset_env(draw, params)
+
+
+@GROUPS["gymnax"]
+def test_jax_tasks_equal_a_loop_over_their_own_functions() -> None:
+    """One environment by itself, restarted by hand, with the key split where episodes begin."""
+    jax = importlib.import_module("jax")
+    kwargs = {"maps": "fixed", "steps": LIMIT}
+    task, index = projected_cart_pole.make(**kwargs), 1
+    config = EnvConfig(id="jax:ProjectedCartPole", num_envs=NUM_ENVS, kwargs=kwargs)
+    found = play(config)[index]
+    check_chain(found)
+    key, is_first = jax.random.PRNGKey(SEED + index), True
+    for one in found[: 2 * LIMIT]:
+        if is_first:
+            key, draw, fresh = jax.random.split(key, 3)
+            drawn = task.draw(draw)
+            state = task.start(fresh, drawn)
+        here = cart_pole_step(*np.float64(state.state), one["action"])
+        assert one["obs"]["obs"] == pytest.approx(task.observe(drawn, state).tolist(), abs=TENTH)
+        state, reward, terminated = task.advance(drawn, state, one["action"])
+        assert state.state.tolist() == pytest.approx(here, abs=ONE_STEP)
+        assert one["next"]["obs"] == pytest.approx(task.observe(drawn, state).tolist(), abs=TENTH)
+        assert one["is_first"] == is_first
+        assert (one["reward"], one["terminated"]) == (float(reward), bool(terminated))
+        assert not one["truncated"]
+        is_first = bool(terminated)
+    lasting = {length for length, _ in lengths(found)}
+    assert max(lasting) == LIMIT > min(lasting)

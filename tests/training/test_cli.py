@@ -403,7 +403,7 @@ def test_list_tells_what_a_family_and_its_presets_lack(monkeypatch: pytest.Monke
     assert rendered(listing_table("envs")).count(line) == 1
     presets = rendered(listing_table("presets")).splitlines()
     needy = [text.split()[0] for text in presets if line in text]
-    assert needy == ["ppo/repeat_previous_easy"]
+    assert needy == [f"{name}/repeat_previous_easy" for name in ("dreamer", "ppo", "r2i")]
 
 
 def test_doctor_tells_versions_backends_and_the_cache(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""The in-context tasks of `envs/tasks` in JAX, as `jax:<Name>`."""
