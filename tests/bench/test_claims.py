@@ -58,7 +58,8 @@ _OF_WORLDS = ("delayed_offer", "hallway", "dreamer", "drama", "r2i")
 WORLDS = [name for name in claim_names() if name.startswith(_OF_WORLDS)]
 IN_CONTEXT = ["bandit", "dark_room", "dark_room_9x9", "sign_cart_pole"]
 PAIRS = ["popgym_easy"]
-OTHERS = {*FROM_DATA, *WORLDS, *PAIRS}
+CONTROLS = ["hidden_velocities"]  # compared with agents without memory alone
+OTHERS = {*FROM_DATA, *WORLDS, *PAIRS, *CONTROLS}
 PLAIN = [name for name in claim_names() if not name.endswith(CORES) and name not in OTHERS]
 
 
@@ -88,6 +89,18 @@ def test_every_task_of_a_claim_compares_s5_with_a_plain_gru(name: str) -> None:
         assert (gru.agent.sequence.kind, gru.agent.sequence.num_layers) == ("gru", 1)
         assert gru.agent.sequence.block.kind == "plain"
         assert replace(gru, agent=replace(gru.agent, sequence=s5.agent.sequence)) == s5
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_controls_differ_in_their_memory_alone(name: str) -> None:
+    claim = load_claim(name)
+    for check in claim.checks:
+        assert check.over == f"{check.arm}_none"
+        kept, none = (claim.arm(arm).config(1) for arm in (check.arm, check.over))
+        cleared = replace(kept.agent.sequence, memory="none")
+        assert none == replace(kept, agent=replace(kept.agent, sequence=cleared))
+        assert kept.env.keep
+        assert "previous_reward" not in kept.env.inputs  # it would give a velocity away
 
 
 @pytest.mark.parametrize("name", [name for name in claim_names() if name.endswith(CORES)])
@@ -141,7 +154,7 @@ def test_the_claims_are_those_of_the_package() -> None:
     worlds = ["delayed_offer", *(f"delayed_offer_{name}" for name in ("gate", "mixed", "sweep"))]
     worlds += ["drama_catch", "dreamer_cartpole", "hallway", "r2i_repeat_previous_easy"]
     assert worlds == WORLDS
-    assert claim_names() == sorted([*plain, *others, *FROM_DATA, *PAIRS, *worlds])
+    assert claim_names() == sorted([*plain, *others, *FROM_DATA, *PAIRS, *CONTROLS, *worlds])
     with pytest.raises(ConfigError, match="did you mean t_maze"):
         load_claim("tmaze")
 
