@@ -24,7 +24,7 @@ METRIC = "rollout/ep_rew_mean"
 SCORE, RETURN = "eval/score", "eval/return_mean"
 AXES = {METRIC: "episode return", SCORE: "score", RETURN: "episode return"}
 LOSSES = ("offline/", "world_model/")  # groups of the losses of runs on data
-MIN_FOR_INTERVAL = 3  # of two runs an interval says little: their range is drawn instead
+MIN_FOR_INTERVAL = 5  # of fewer runs, one of which jumps, an interval leaves what can be: range
 _UNITS = {False: "environment steps", True: "updates"}  # by whether a run is on data
 
 Floats = NDArray[np.float64]
@@ -179,7 +179,7 @@ def aggregate(curves: Sequence[Curve]) -> tuple[Floats, Floats, Floats, Floats]:
     """Return steps, mean, low and high over runs, each (P,).
 
     The steps are all those of any run inside the part that every run has; between two of its
-    points a run is interpolated. Low and high are the 95 % interval of the mean from three
+    points a run is interpolated. Low and high are the 95 % interval of the mean from five
     runs on, and the lowest and highest run below that.
 
     Raises:

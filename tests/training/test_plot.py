@@ -126,12 +126,15 @@ def test_two_runs_are_averaged_where_both_are_with_their_range(tmp_path: Path) -
     assert mean == pytest.approx([1.5, 2.0, 2.5, (2 + last) / 2])
 
 
-def test_three_runs_get_the_interval_of_their_mean(tmp_path: Path) -> None:
-    curves = [curve_of(make(tmp_path / str(value), [(10, value)])) for value in (1.0, 2.0, 3.0)]
+def test_five_runs_get_the_interval_of_their_mean_fewer_their_range(tmp_path: Path) -> None:
+    values = (1.0, 1.0, 2.0, 3.0, 3.0)
+    curves = [curve_of(make(tmp_path / str(i), [(10, x)])) for i, x in enumerate(values)]
     _, mean, low, high = aggregate(curves)
-    # standard error 1 / sqrt(3), t(2) = 4.3027
-    half = 4.3027 / math.sqrt(3)
+    # standard error 1 / sqrt(5), t(4) = 2.7764
+    half = 2.7764 / math.sqrt(5)
     assert (*mean, *low, *high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-4)
+    _, mean, low, high = aggregate(curves[:4])
+    assert (*mean, *low, *high) == (1.75, 1.0, 3.0)
 
 
 def test_runs_that_share_no_step_are_refused(tmp_path: Path) -> None:
