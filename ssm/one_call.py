@@ -5,6 +5,7 @@ the call computes, the blocks run one after the other.
 """
 
 from collections.abc import Sequence
+from functools import cache as cached
 from typing import cast
 
 import torch
@@ -34,6 +35,12 @@ def form_of(blocks: Sequence[Block]) -> BlockForm | None:
     )
 
 
+@cached
+def _names(count: int) -> tuple[tuple[str, ...], ...]:
+    """Return the keys of the parts of each of so many blocks."""
+    return tuple(tuple(f"{KEY}{i}.{name}" for name in _PARTS) for i in range(count))
+
+
 @torch.no_grad()
 def prepare(blocks: Sequence[Block], cache: Cache) -> Cache:
     """Return what the call reads of the present parameters.
@@ -43,9 +50,9 @@ def prepare(blocks: Sequence[Block], cache: Cache) -> Cache:
         cache: what its blocks prepared, by number.
     """
     return {
-        f"{KEY}{i}.{name}": part
-        for i, block in enumerate(blocks)
-        for name, part in zip(_PARTS, _parts(block, cache, f"{i}."), strict=True)
+        name: part
+        for i, (block, names) in enumerate(zip(blocks, _names(len(blocks)), strict=True))
+        for name, part in zip(names, _parts(block, cache, f"{i}."), strict=True)
     }
 
 
@@ -88,6 +95,6 @@ def step(
     before = [state[f"{i}.h"] for i in range(len(blocks))]
     if not diagonal_blocks_step_runs(x, before, form, layer.backend):
         return None
-    parts = [tuple(cache[f"{KEY}{i}.{name}"] for name in _PARTS) for i in range(len(blocks))]
+    parts = [tuple(map(cache.__getitem__, names)) for names in _names(len(blocks))]
     y, after = diagonal_blocks_step(x, parts, before, reset, form)
     return y, {f"{i}.h": h for i, h in enumerate(after)}

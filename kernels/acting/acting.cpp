@@ -16,6 +16,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -299,7 +300,7 @@ void run_diagonal_blocks(const Tensor& x, const std::vector<Tensor>& parts,
   }
   A* data = x.mutable_data_ptr<A>();
   at::parallel_for(0, (B + kTileRows - 1) / kTileRows, 1, [&](int64_t begin, int64_t end) {
-    TileBuffers<A> buffers(H);
+    TileBuffers<A> buffers(std::min(kTileRows, B), H);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = tile * kTileRows, rows = std::min(kTileRows, B - first);
       for (const auto& block : blocks)

@@ -130,7 +130,7 @@ void gate_row(RowGate gate, const A* v, const A* u, const A* g, const A* bias, A
 
 template <typename A>
 struct TileBuffers {
-  explicit TileBuffers(int64_t H) : v(kTileRows * H), u(kTileRows * H), g(kTileRows * 2 * H) {}
+  TileBuffers(int64_t rows, int64_t H) : v(rows * H), u(rows * H), g(rows * 2 * H) {}
   std::vector<A> v, u, g;
 };
 

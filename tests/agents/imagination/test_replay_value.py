@@ -1,19 +1,21 @@
 """The critic's loss on replayed rows against a loop over the rows."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from statewise.agents.imagination.behavior import BehaviorConfig
 from statewise.agents.imagination.replay_value import Replayed, bootstrap, replayed_returns
-from statewise.data.shift import to_arrival
+from statewise.data.shift import Arrival, to_arrival
 from tests.agents.imagination import world_cases as cases
 
 GAMMA, TRACE, SCALE = 0.9, 0.8, 3.0
 
 
-def loop(arrival, boot):  # type: ignore[no-untyped-def]
+def loop(arrival: Arrival, boot: Tensor) -> tuple[Tensor, Tensor]:
     """Return R and whether the next row is known, row by row from the end."""
     B, T = boot.shape
     target, known = torch.zeros(B, T - 1), torch.zeros(B, T - 1, dtype=torch.bool)
@@ -36,9 +38,7 @@ def loop(arrival, boot):  # type: ignore[no-untyped-def]
 
 
 def test_returns_of_replayed_rows_are_those_of_a_loop() -> None:
-    whole = cases.step(6, 13)
-    valid = whole.valid.clone()
-    arrival = to_arrival(whole._replace(valid=valid))
+    arrival = to_arrival(cases.step(6, 13))
     padded = arrival._replace(counts=arrival.counts & (torch.arange(13) < 11))
     assert arrival.is_terminal.any()
     assert (arrival.is_last & ~arrival.is_terminal).any()
@@ -70,11 +70,11 @@ def test_what_the_critic_sees_are_the_rows_that_rollouts_start_at(
 ) -> None:
     config = dataclasses.replace(cases.SMALL, features=features, replay_value=0.3, num_starts=4)
     agent = cases.agent(core, behavior=config)
-    update, given = agent.behavior.update, {}
+    update, given = agent.behavior.update, dict[str, Any]()
 
-    def spy(world, start, is_terminal, generator, number, replayed):  # type: ignore[no-untyped-def]
-        given.update(start=start, replayed=replayed, is_terminal=is_terminal)
-        return update(world, start, is_terminal, generator, number, replayed)
+    def spy(world: Any, start: Any, is_terminal: Tensor, *rest: Any) -> dict[str, float]:
+        given.update(start=start, replayed=rest[-1], is_terminal=is_terminal)
+        return update(world, start, is_terminal, *rest)
 
     monkeypatch.setattr(agent.behavior, "update", spy)
     metrics = agent.update(cases.batch(T=33 if core == "mamba" else 11))
