@@ -1,5 +1,8 @@
 """Random generators that go on where they were saved."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -22,3 +25,21 @@ def restore(generator: torch.Generator, state: Tensor) -> None:
     others = [size for kind, size in _SIZES.items() if kind != generator.device.type]
     if state.numel() not in others:
         generator.set_state(state.cpu())
+
+
+@contextmanager
+def draws_apart(agent: object, seed: int) -> Iterator[None]:
+    """Let an agent's generators begin at a seed, and put them back afterwards.
+
+    An evaluation while it trains then leaves the training as it would be without, and gives the
+    same twice.
+    """
+    generators = generators_of(agent).values()
+    before = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from statewise.agents.generators import draws_apart
 from statewise.agents.protocol import ActingAgent
 from statewise.envs.protocol import VectorEnv
 from statewise.training.run import RunDirectory, write_json
@@ -152,7 +153,7 @@ def play_episodes(
         agent: the policy.
         env: N environments.
         wanted: (N,) how many episodes of each count; at least 1 in all.
-        seed: of the environments.
+        seed: of the environments and of sampled actions.
         explore: sample the actions, or take the mode.
         device: where the agent lives.
     """
@@ -164,23 +165,24 @@ def play_episodes(
     obs, is_first = env.reset(seed)
     reset = is_first
     state = agent.initial_state(env.num_envs)
-    while (played < wanted).any():
-        action, _, state = agent.act(
-            to_tensors(obs, place),
-            state,
-            torch.from_numpy(is_first).to(place),
-            torch.from_numpy(reset).to(place),
-            explore=explore,
-        )
-        arrived = env.step(action.cpu().numpy())
-        obs, is_first, reset = arrived.obs, arrived.is_first, arrived.reset
-        total += arrived.reward
-        length += arrived.valid
-        for i in (arrived.terminated | arrived.truncated).nonzero()[0]:
-            if played[i] < wanted[i]:
-                rows.append(Played(int(i), int(played[i]), float(total[i]), int(length[i])))
-            played[i] += 1
-            total[i], length[i] = 0, 0
+    with draws_apart(agent, seed):
+        while (played < wanted).any():
+            action, _, state = agent.act(
+                to_tensors(obs, place),
+                state,
+                torch.from_numpy(is_first).to(place),
+                torch.from_numpy(reset).to(place),
+                explore=explore,
+            )
+            arrived = env.step(action.cpu().numpy())
+            obs, is_first, reset = arrived.obs, arrived.is_first, arrived.reset
+            total += arrived.reward
+            length += arrived.valid
+            for i in (arrived.terminated | arrived.truncated).nonzero()[0]:
+                if played[i] < wanted[i]:
+                    rows.append(Played(int(i), int(played[i]), float(total[i]), int(length[i])))
+                played[i] += 1
+                total[i], length[i] = 0, 0
     return sorted(rows)
 
 
@@ -221,7 +223,7 @@ def evaluate(
         agent: the policy.
         env: at most `episodes` environments.
         episodes: at least 1.
-        seed: of the environments.
+        seed: of the environments and of sampled actions.
         explore: sample the actions, or take the mode.
         device: where the agent lives.
     """

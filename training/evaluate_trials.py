@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from statewise.agents.generators import draws_apart
 from statewise.agents.protocol import ActingAgent
 from statewise.envs.protocol import EnvError, InTrial, VectorEnv
 from statewise.training.evaluate import share_of
@@ -82,7 +83,7 @@ def play_trials(
         agent: the policy.
         env: N environments of trials.
         wanted: (N,) how many trials of each count; at least 1 in all.
-        seed: of the environments.
+        seed: of the environments and of sampled actions.
         explore: sample the actions, or take the mode.
         device: where the agent lives.
 
@@ -94,15 +95,18 @@ def play_trials(
     obs, is_first = env.reset(seed)
     reset = is_first
     state = agent.initial_state(env.num_envs)
-    while (playing.played < wanted).any():
-        flags = (torch.from_numpy(flag).to(place) for flag in (is_first, reset))
-        action, _, state = agent.act(to_tensors(obs, place), state, *flags, explore=explore)
-        arrived = env.step(action.cpu().numpy())
-        if arrived.trial is None:
-            raise EnvError("expected environments of trials, got single episodes: set env.trial")
-        obs, is_first, reset = arrived.obs, arrived.is_first, arrived.reset
-        ended = playing.add(arrived.reward, arrived.valid, arrived.trial)
-        rows += [row for row in ended if row.number < wanted[row.env]]
+    with draws_apart(agent, seed):
+        while (playing.played < wanted).any():
+            flags = (torch.from_numpy(flag).to(place) for flag in (is_first, reset))
+            action, _, state = agent.act(to_tensors(obs, place), state, *flags, explore=explore)
+            arrived = env.step(action.cpu().numpy())
+            if arrived.trial is None:
+                raise EnvError(
+                    "expected environments of trials, got single episodes: set env.trial"
+                )
+            obs, is_first, reset = arrived.obs, arrived.is_first, arrived.reset
+            ended = playing.add(arrived.reward, arrived.valid, arrived.trial)
+            rows += [row for row in ended if row.number < wanted[row.env]]
     return sorted(rows)
 
 
@@ -206,7 +210,7 @@ def evaluate_trials(
         agent: the policy.
         env: at most `trials` environments.
         trials: at least 1.
-        seed: of the environments.
+        seed: of the environments and of sampled actions.
         explore: sample the actions, or take the mode.
         device: where the agent lives.
 

@@ -95,6 +95,8 @@ def test_the_ids_reach_the_vector_environments(name: str) -> None:
         lambda: DelayedOffer(amp=float("nan")),
         lambda: Catch(size=0),
         lambda: Catch(size=40),
+        lambda: Catch(ball=2),
+        lambda: Catch(ball=17),
         lambda: DistractingHallway(width=1),
         lambda: DistractingHallway(width=5, low=1),
         lambda: DistractingHallway(width=5, low=6),
@@ -210,7 +212,7 @@ def test_mixed_delays_are_uniform_from_two_and_cues_and_noise_fair() -> None:
 
 
 def test_a_ball_falls_straight_and_the_paddle_moves_one_field() -> None:
-    env = CatchVector(1)
+    env = CatchVector(1, ball=1)
     env.reset(seed=3)
     env.arrays["column"][:] = 5
     walk = [catch.LEFT] * 9 + [catch.STAY] + [catch.RIGHT] * 5
@@ -226,6 +228,28 @@ def test_a_ball_falls_straight_and_the_paddle_moves_one_field() -> None:
     assert middles == [8, 7, 6, 5, 4, 3, 2, 1, 1, 1, 1, 2, 3, 4, 5, 6]
     assert picture[15, 5].tolist() == [255, 255, 255]  # caught: the colours add up
     assert np.unique(picture).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("reach", [1, 2])
+def test_a_larger_ball_is_drawn_around_its_middle_and_cut_off_at_the_edge(reach: int) -> None:
+    point, ball = CatchVector(16, ball=1), CatchVector(16, ball=2 * reach + 1)
+    for env in (point, ball):
+        env.reset(seed=0)
+        env.arrays["column"][:] = np.arange(16)
+    for row in range(16):
+        for env in (point, ball):
+            env.arrays["row"][:] = row
+        wide = np.pad(point.observe()[..., 0], ((0, 0), (reach, reach), (reach, reach)))
+        near = [
+            wide[:, i : i + 16, j : j + 16]
+            for i in range(2 * reach + 1)
+            for j in range(2 * reach + 1)
+        ]
+        seen = ball.observe()
+        assert seen.dtype == np.uint8
+        assert np.array_equal(seen[..., 0], np.max(near, 0))
+        assert np.array_equal(seen[..., 0], seen[..., 1])
+        assert np.array_equal(seen[..., 2], point.observe()[..., 2])
 
 
 def test_a_larger_picture_shows_the_same_board() -> None:
@@ -251,7 +275,7 @@ def test_whoever_does_not_look_catches_exactly_three_of_sixteen_columns(seed: in
 
 
 def test_whoever_follows_the_ball_catches_it_from_every_column() -> None:
-    env = CatchVector(16, size=32)
+    env = CatchVector(16, size=32, ball=1)
     env.reset(seed=0)
     env.arrays["column"][:] = np.arange(16)
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 import statewise
 from statewise.data.shift import to_arrival
 from statewise.training.api import load, resume_training, run_training
+from statewise.training.checkpoint import to_bytes
 from statewise.training.config import ConfigError, WorldTrainConfig, apply_overrides, load_preset
 from statewise.training.replay import ReplayTraining
 from statewise.training.trained_world import TrainedWorldAgent
@@ -137,6 +138,18 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path: Path, storage:
         {k: v for k, v in rows[-1].items() if not k.startswith(("time/", "wall"))} for rows in lines
     ]
     assert timeless[0] == timeless[1]
+
+
+def test_evaluations_with_sampled_actions_leave_the_training_as_it_is() -> None:
+    states = []
+    for every in (0, 15):
+        trained = TrainedWorldAgent(config(**{"eval.every_steps": every, "eval.actions": "sample"}))
+        loop = trained.loop(trained.make_vector_env(3), None)
+        loop.start()
+        while loop.steps < loop.end:
+            loop.iterate()
+        states.append(loop.agent.state_dict())
+    assert to_bytes(states[0]) == to_bytes(states[1])
 
 
 def test_three_lines_load_an_agent_and_act(tmp_path: Path) -> None:
