@@ -33,21 +33,7 @@ using namespace statewise;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t kLanes = 16;     // partial sums, so that their order is ours
 constexpr int64_t kGrain = 16384;  // numbers per task, at least
-
-template <typename A>
-void normalize(const A* __restrict x, const A* __restrict w, A* __restrict y, int64_t D, A eps) {
-  A part[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= D; i += kLanes)
-    for (int64_t k = 0; k < kLanes; ++k) part[k] += x[i + k] * x[i + k];
-  A sum = 0;
-  for (; i < D; ++i) sum += x[i] * x[i];
-  for (int64_t k = 0; k < kLanes; ++k) sum += part[k];
-  const A scale = A(1) / std::sqrt(sum / static_cast<A>(D) + eps);
-  for (i = 0; i < D; ++i) y[i] = x[i] * scale * (w ? w[i] : A(1));
-}
 
 template <typename A>
 void normalize_rows(const Tensor& x, const OptionalTensor& w, const Tensor& y, double eps) {
@@ -56,7 +42,7 @@ void normalize_rows(const Tensor& x, const OptionalTensor& w, const Tensor& y, d
   A* to = y.mutable_data_ptr<A>();
   at::parallel_for(0, x.numel() / D, (kGrain + D - 1) / D, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      normalize<A>(from + row * D, weight, to + row * D, D, static_cast<A>(eps));
+      norm_row<A>(RowNorm::rms, eps, weight, nullptr, from + row * D, to + row * D, D);
   });
 }
 

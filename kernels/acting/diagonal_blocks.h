@@ -70,7 +70,8 @@ A sum_of(const A* x, int64_t H, A less, bool squared) {
   return sum;
 }
 
-// Layer norm or root-mean-square norm of one row; `bias` belongs to the former.
+// Layer norm or root-mean-square norm of one row; `bias` belongs to the former, without `weight` the
+// latter has none.
 template <typename A>
 void norm_row(RowNorm norm, double eps, const A* weight, const A* bias, const A* from, A* to,
               int64_t H) {
@@ -81,7 +82,7 @@ void norm_row(RowNorm norm, double eps, const A* weight, const A* bias, const A*
   if (centred)
     for (int64_t k = 0; k < H; ++k) to[k] = (from[k] - mean) * scale * weight[k] + bias[k];
   else
-    for (int64_t k = 0; k < H; ++k) to[k] = from[k] * scale * weight[k];
+    for (int64_t k = 0; k < H; ++k) to[k] = from[k] * scale * (weight ? weight[k] : A(1));
 }
 
 // c (rows, N) = a (rows, K) b (K, N), dense; a panel of b stays in the nearest cache for all rows.
