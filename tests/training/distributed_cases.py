@@ -41,11 +41,12 @@ OFFLINE: dict[str, dict[str, Any]] = {
     "dt": {"d_model": 8, "num_layers": 1, "context": T, "dropout": 0.0, "num_timesteps": 9},
     "decision_s4": {"d_embed": 4},
     "decision_mamba_mg": {"d_model": 8, "num_layers": 1},
+    "ad": {"sequence": SequenceConfig(kind="s5", num_layers=1, d_model=8), "context": T},
     "bc": {"hidden": (8,), "batch_size": ROWS},
     "td3bc": {"hidden": (8,), "batch_size": ROWS, "target_noise": 0.0, "policy_delay": 1},
     "iql": {"hidden": (8,), "batch_size": ROWS},
 }
-SEQUENCES = ("dt", "decision_s4", "decision_mamba_mg")
+SEQUENCES = ("dt", "decision_s4", "decision_mamba_mg", "ad")
 TARGET_KL = 0.1
 SIGNALLED_AT = 3  # rollouts
 
