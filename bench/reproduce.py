@@ -15,6 +15,7 @@ from statewise.bench.offline_claim_figure import draw_seeds
 from statewise.bench.pool import Pool
 from statewise.bench.process import Answer, Job
 from statewise.bench.summary import document, summary_lines
+from statewise.bench.table import short_number
 from statewise.training.run import RunError, write_atomic
 from statewise.training.schema import ConfigError, nearest
 
@@ -119,7 +120,7 @@ def _job(source: str, run: ClaimRun) -> Job:
 def _progress(claim: Claim, row: Answer, total: int) -> str:
     if claim.kind == "worlds":
         values = [(one.column, row[one.column]) for one in claim.measures()]
-        said = "; ".join(f"{name} {NEVER if x is None else f'{x:.4g}'}" for name, x in values)
+        said = "; ".join(f"{name} {NEVER if x is None else short_number(x)}" for name, x in values)
     else:
         # Agents that learn from data have no score where the data have no reference returns.
         said = f"{row['return'] if row['score'] is None else row['score']:.4f}"

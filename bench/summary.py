@@ -8,6 +8,7 @@ from statewise.bench.claim_checks import Rows
 from statewise.bench.claim_metrics import MINUTES, Measure
 from statewise.bench.claim_table import NEVER, NO_DATA, NOT_RUN, columns_of
 from statewise.bench.claims import Claim
+from statewise.bench.table import short_number
 from statewise.training.statistics import mean_interval
 
 PER_RUN = {
@@ -102,7 +103,7 @@ def document(source: str, claim: Claim, summary: Sequence[str], verdicts: Sequen
 def _cells(measure: Measure, values: Sequence[float | None]) -> list[str]:
     if measure.reaches is None:
         return _spread(values)
-    return [" ".join(NEVER if value is None else f"{value:.4g}" for value in values)]
+    return [" ".join(NEVER if value is None else short_number(value) for value in values)]
 
 
 def _spread(values: Sequence[float | None]) -> list[str]:

@@ -66,6 +66,11 @@ def _speedup(figure: Figure, own: float | None) -> float | None:
     return figure.value / own if lower_is_better else own / figure.value
 
 
+def short_number(value: float) -> str:
+    """Return four digits of a number, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def build_tables(bench: str, figures: Sequence[Figure]) -> list[Table]:
     """Return a table per case, with wall and CPU milliseconds per call or iteration."""
     tables: dict[str, Table] = {}
@@ -76,8 +81,7 @@ def build_tables(bench: str, figures: Sequence[Figure]) -> list[Table]:
         if timing is not None:
             wall, cpu = median(timing.wall), median(timing.cpu)
             cells = [f"{1e3 * wall:.4g}", f"{1e3 * cpu:.4g}", f"{timing.cores:.2f}"]
-        number = f"{figure.value:,.0f}" if figure.value >= 1000 else f"{figure.value:.4g}"
-        value = f"{number} {figure.unit}"
+        value = f"{short_number(figure.value)} {figure.unit}"
         faster = "" if speedup is None else f"{speedup:.3g} x"
         table.add_row(*map(Text, (figure.system, figure.metric, value, faster, *cells)))
     return list(tables.values())
