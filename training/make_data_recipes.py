@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 from statewise.data import EpisodeDataset, toy_histories, toy_offer, toys
+from statewise.training.make_data_pong import PONG, pong
 from statewise.training.schema import ConfigError, nearest
 
 Algorithm = Literal["sac", "td3"]
@@ -141,6 +142,7 @@ TOYS: dict[str, Toy] = {
         length=10,
         length_kwarg="steps",
     ),
+    "pong": Toy(PONG, {"scripted": pong}),
 }
 
 _MUJOCO: dict[str, Any] = {

@@ -315,7 +315,7 @@ def test_a_run_does_not_go_on_with_other_data(data: Path, tmp_path: Path) -> Non
 
 
 def test_the_presets_are_of_world_models_on_s5() -> None:
-    for name in ("s4wm/delayed_offer", "s4wm/doors_keys", "s4wm/hallway"):
+    for name in ("s4wm/delayed_offer", "s4wm/doors_keys", "s4wm/hallway", "s4wm/pong"):
         config = load_preset(name)
         assert config.agent.world.parallel.sequence.kind == "s5"
         assert config.data.paths == ()
