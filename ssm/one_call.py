@@ -43,12 +43,15 @@ def _names(count: int) -> tuple[tuple[str, ...], ...]:
 
 @torch.no_grad()
 def prepare(blocks: Sequence[Block], cache: Cache) -> Cache:
-    """Return what the call reads of the present parameters.
+    """Return what the call reads of the present parameters, nothing where they are on a GPU.
 
     Args:
         blocks: of a stack that has a form.
         cache: what its blocks prepared, by number.
     """
+    layer = cast("DiagonalLayer", blocks[0].layer)
+    if layer.D.device.type != "cpu":
+        return {}
     return {
         name: part
         for i, (block, names) in enumerate(zip(blocks, _names(len(blocks)), strict=True))

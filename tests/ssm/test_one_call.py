@@ -139,3 +139,11 @@ def test_a_step_changes_neither_its_input_nor_the_state():
         stack.step(x, state, cache=stack.prepare_step())
     assert torch.equal(x, before[0])
     assert all(torch.equal(h, before[1][key]) for key, h in state.items())
+
+
+def test_nothing_is_packed_for_another_device_than_the_cpu():
+    stack = build_sequence(CONFIGS["default"])
+    assert any(name.startswith(one_call.KEY) for name in stack.prepare_step())
+    elsewhere = stack.to("meta").prepare_step()
+    assert elsewhere
+    assert not any(name.startswith(one_call.KEY) for name in elsewhere)
