@@ -4,7 +4,15 @@ import importlib
 from typing import Any, NamedTuple
 
 from statewise.envs.jax_tasks.task import JaxTask
-from statewise.envs.tasks.dark_room import MOVE_X, MOVE_Y, DarkRoomVector, Goals, choose_goals
+from statewise.envs.tasks.dark_room import (
+    MOVE_X,
+    MOVE_Y,
+    DarkRoomVector,
+    Goals,
+    Shown,
+    choose_goals,
+    show_places,
+)
 
 
 class Goal(NamedTuple):
@@ -22,10 +30,12 @@ class Walk(NamedTuple):
     steps: Any
 
 
-def make(*, size: int = 5, steps: int = 10, goals: Goals = "all") -> JaxTask:
+def make(
+    *, size: int = 5, steps: int = 10, goals: Goals = "all", shown: Shown = "one_hot"
+) -> JaxTask:
     """Return the task; arguments and errors are those of `DarkRoomVector`."""
-    like = DarkRoomVector(1, size=size, steps=steps, goals=goals)  # checks the arguments
-    cells = choose_goals(size**2, goals)
+    like = DarkRoomVector(1, size=size, steps=steps, goals=goals, shown=shown)  # checks them
+    cells, places = choose_goals(size**2, goals), show_places(size, shown)
     jax = importlib.import_module("jax")
     jnp = jax.numpy
 
@@ -49,8 +59,8 @@ def make(*, size: int = 5, steps: int = 10, goals: Goals = "all") -> JaxTask:
         return now, found.astype(jnp.float32), now.steps >= steps
 
     def observe(task: Goal, state: Walk) -> Any:
-        shown = [jax.nn.one_hot(at, size, dtype=jnp.float32) for at in (state.x, state.y)]
-        return jnp.concatenate(shown)
+        seen = jnp.asarray(places)
+        return jnp.concatenate([seen[state.x], seen[state.y]])
 
     return JaxTask(
         like.single_observation_space, like.single_action_space, draw, start, advance, observe

@@ -13,11 +13,13 @@ from statewise.envs.protocol import Bools, EnvError
 from statewise.envs.tasks.task import TaskEnv, TaskVectorEnv
 
 Goals = Literal["all", "train", "held_out"]
+Shown = Literal["one_hot", "coordinates"]
 STAY, RIGHT, LEFT, UP, DOWN = range(5)
 MOVE_X = np.array([0, 1, -1, 0, 0])
 MOVE_Y = np.array([0, 0, 0, 1, -1])
 _SPLIT_SEED = 0  # of the one split into training and held-out cells
 _HELD_OUT = 0.2
+_RANGES: dict[Shown, tuple[float, float]] = {"one_hot": (0.0, 1.0), "coordinates": (-1.0, 1.0)}
 
 
 def choose_goals(count: int, goals: Goals) -> NDArray[np.int64]:
@@ -39,35 +41,52 @@ def choose_goals(count: int, goals: Goals) -> NDArray[np.int64]:
     return np.sort(mixed[:held_out] if goals == "held_out" else mixed[held_out:])
 
 
+def show_places(size: int, shown: Shown) -> NDArray[np.float32]:
+    """Return (size, size) or (size, 1): what is observed of each place on an axis."""
+    if shown == "one_hot":
+        return np.eye(size, dtype=np.float32)
+    return np.linspace(-1, 1, size, dtype=np.float32)[:, None]
+
+
 class DarkRoomVector(TaskVectorEnv):
     """N episodes of `steps` steps; actions 0 stay, 1 x + 1, 2 x - 1, 3 y + 1, 4 y - 1.
 
     The walker starts in the middle of a square; walls stop a move. The goal, one cell, is drawn
-    at the start of a trial. Observation (2 size,) float32: x and y as one-hot vectors. Reward: 1
-    in every step that ends at the goal, 0 in others. Best mean return of who knows a goal out of
-    all cells: 8.56 for size 5 with 10 steps, 16.54 for size 9 with 20.
+    at the start of a trial. Observation (2 size,) float32: x and y as one-hot vectors; or (2,), x
+    and y in [-1, 1]. Reward: 1 in every step that ends at the goal, 0 in others. Best mean return
+    of who knows a goal out of all cells: 8.56 for size 5 with 10 steps, 16.54 for size 9 with 20.
 
     Args:
         num_envs: N.
         size: of the square, >= 2.
         steps: of an episode, >= 1.
         goals: cells they are drawn from, see `choose_goals`.
+        shown: what is observed of a place, "one_hot" or "coordinates".
 
     Raises:
-        EnvError: a number out of range, or no such goals.
+        EnvError: a number out of range, or no such goals or observation.
     """
 
     def __init__(
-        self, num_envs: int = 1, *, size: int = 5, steps: int = 10, goals: Goals = "all"
+        self,
+        num_envs: int = 1,
+        *,
+        size: int = 5,
+        steps: int = 10,
+        goals: Goals = "all",
+        shown: Shown = "one_hot",
     ) -> None:
         if size < 2 or steps < 1:
             raise EnvError(f"expected size >= 2 and steps >= 1, got {size} and {steps} in DarkRoom")
+        if shown not in get_args(Shown):
+            raise EnvError(f"expected shown to be one of {get_args(Shown)}, got {shown!r}")
         self.size, self.num_steps = size, steps
         self._cells = choose_goals(size**2, goals)
-        self._rows = np.arange(num_envs)
         names = ("x", "y", "goal_x", "goal_y", "steps")
         arrays: dict[str, NDArray[Any]] = {n: np.zeros(num_envs, dtype=np.int64) for n in names}
-        super().__init__(num_envs, spaces.Box(0.0, 1.0, (2 * size,)), spaces.Discrete(5), arrays)
+        self._places = show_places(size, shown)
+        seen = spaces.Box(*_RANGES[shown], (2 * self._places.shape[1],))
+        super().__init__(num_envs, seen, spaces.Discrete(5), arrays)
 
     def start(self, which: NDArray[np.intp]) -> None:
         """Put the walker into the middle; draw the goal where a trial begins."""
@@ -88,14 +107,18 @@ class DarkRoomVector(TaskVectorEnv):
 
     def observe(self) -> NDArray[np.float32]:
         """Show where the walker is."""
-        obs = np.zeros((self.num_envs, 2 * self.size), dtype=np.float32)
-        obs[self._rows, self.arrays["x"]] = 1
-        obs[self._rows, self.size + self.arrays["y"]] = 1
-        return obs
+        return np.concatenate([self._places[self.arrays[axis]] for axis in ("x", "y")], 1)
 
 
 class DarkRoom(TaskEnv):
     """One episode of `DarkRoomVector` at a time."""
 
-    def __init__(self, *, size: int = 5, steps: int = 10, goals: Goals = "all") -> None:
-        super().__init__(DarkRoomVector(size=size, steps=steps, goals=goals))
+    def __init__(
+        self,
+        *,
+        size: int = 5,
+        steps: int = 10,
+        goals: Goals = "all",
+        shown: Shown = "one_hot",
+    ) -> None:
+        super().__init__(DarkRoomVector(size=size, steps=steps, goals=goals, shown=shown))

@@ -80,6 +80,17 @@ def test_walls_of_the_dark_room_stop_a_move_and_the_place_is_shown() -> None:
     assert all(sum(obs) == 2 for obs in shown)
 
 
+def test_the_dark_room_shows_places_as_coordinates_where_they_are_asked_for() -> None:
+    env = DarkRoomVector(1, size=5, steps=9, shown="coordinates")
+    shown = [env.reset(seed=0)[0]]
+    shown += [env.step(np.array([a]))[0] for a in (LEFT, UP, UP, UP)]
+    at = [(0, 0), (-0.5, 0), (-0.5, 0.5), (-0.5, 1), (-0.5, 1)]
+    assert [tuple(obs[0].tolist()) for obs in shown] == at
+    assert all(env.single_observation_space.contains(obs[0]) for obs in shown)
+    with pytest.raises(EnvError, match=r"expected shown to be one of .* got 'polar'"):
+        DarkRoomVector(shown="polar")
+
+
 def test_held_out_goals_are_a_fifth_and_never_drawn_in_training() -> None:
     parts = [set(choose_goals(25, part).tolist()) for part in ("train", "held_out", "all")]
     assert [len(part) for part in parts] == [20, 5, 25]

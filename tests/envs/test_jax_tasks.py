@@ -31,6 +31,7 @@ CASES: dict[str, Case] = {
     "room": ("DarkRoom", {}, {}),
     "room of episodes": ("DarkRoom", {"size": 3, "steps": 4, "goals": "held_out"}, {"episodes": 2}),
     "room of steps": ("DarkRoom", {"size": 4, "steps": 3, "goals": "train"}, {"steps": 7}),
+    "room of coordinates": ("DarkRoom", {"size": 3, "shown": "coordinates"}, {}),
     "bandit": ("Bandit", {"arms": 3, "steps": 4}, {}),
     "bandit of episodes": ("Bandit", {}, {"episodes": 2}),
     "bandit of steps": ("Bandit", {"arms": 3, "steps": 4}, {"steps": 10}),
@@ -299,6 +300,7 @@ def test_only_a_backend_that_draws_tasks_has_the_flag_of_trials() -> None:
     [
         ("DarkRoom", {"size": 1}),
         ("DarkRoom", {"goals": "some"}),
+        ("DarkRoom", {"shown": "polar"}),
         ("Bandit", {"arms": 1}),
         ("ProjectedCartPole", {"steps": 0}),
         ("ProjectedCartPole", {"maps": "random"}),
