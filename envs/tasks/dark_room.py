@@ -62,6 +62,8 @@ class DarkRoomVector(TaskVectorEnv):
         steps: of an episode, >= 1.
         goals: cells they are drawn from, see `choose_goals`.
         shown: what is observed of a place, "one_hot" or "coordinates".
+        novelty: added to the reward of a step into a cell that is new in the trial, >= 0; for
+            training, so that goals are looked for everywhere.
 
     Raises:
         EnvError: a number out of range, or no such goals or observation.
@@ -75,15 +77,21 @@ class DarkRoomVector(TaskVectorEnv):
         steps: int = 10,
         goals: Goals = "all",
         shown: Shown = "one_hot",
+        novelty: float = 0.0,
     ) -> None:
-        if size < 2 or steps < 1:
-            raise EnvError(f"expected size >= 2 and steps >= 1, got {size} and {steps} in DarkRoom")
+        if size < 2 or steps < 1 or not 0 <= novelty < np.inf:
+            raise EnvError(
+                "expected size >= 2, steps >= 1 and finite novelty >= 0, got "
+                f"{size}, {steps} and {novelty} in DarkRoom"
+            )
         if shown not in get_args(Shown):
             raise EnvError(f"expected shown to be one of {get_args(Shown)}, got {shown!r}")
-        self.size, self.num_steps = size, steps
+        self.size, self.num_steps, self._novelty = size, steps, novelty
         self._cells = choose_goals(size**2, goals)
         names = ("x", "y", "goal_x", "goal_y", "steps")
         arrays: dict[str, NDArray[Any]] = {n: np.zeros(num_envs, dtype=np.int64) for n in names}
+        if novelty:
+            arrays["known"] = np.zeros((num_envs, size, size), dtype=np.bool_)
         self._places = show_places(size, shown)
         seen = spaces.Box(*_RANGES[shown], (2 * self._places.shape[1],))
         super().__init__(num_envs, seen, spaces.Discrete(5), arrays)
@@ -92,6 +100,9 @@ class DarkRoomVector(TaskVectorEnv):
         """Put the walker into the middle; draw the goal where a trial begins."""
         self.arrays["x"][which] = self.arrays["y"][which] = self.size // 2
         self.arrays["steps"][which] = 0
+        if self._novelty:
+            self.arrays["known"][which[self.new_trial[which]]] = False
+            self._enter(which)
         for index in which[self.new_trial[which]]:
             cell = self.generators[index].choice(self._cells)
             self.arrays["goal_x"][index], self.arrays["goal_y"][index] = divmod(cell, self.size)
@@ -103,7 +114,18 @@ class DarkRoomVector(TaskVectorEnv):
         y[:] = np.clip(y + MOVE_Y[action], 0, self.size - 1)
         self.arrays["steps"] += 1
         found = (x == self.arrays["goal_x"]) & (y == self.arrays["goal_y"])
-        return found.astype(np.float32), self.arrays["steps"] >= self.num_steps
+        reward = found.astype(np.float32)
+        if self._novelty:
+            walking = np.flatnonzero(~self._ended)
+            reward[walking] += self._novelty * self._enter(walking)
+        return reward, self.arrays["steps"] >= self.num_steps
+
+    def _enter(self, which: NDArray[np.intp]) -> Bools:
+        """Note where walkers are; return for which of them the cell was new."""
+        cell = which, self.arrays["x"][which], self.arrays["y"][which]
+        is_new: Bools = ~self.arrays["known"][cell]
+        self.arrays["known"][cell] = True
+        return is_new
 
     def observe(self) -> NDArray[np.float32]:
         """Show where the walker is."""
@@ -120,5 +142,7 @@ class DarkRoom(TaskEnv):
         steps: int = 10,
         goals: Goals = "all",
         shown: Shown = "one_hot",
+        novelty: float = 0.0,
     ) -> None:
-        super().__init__(DarkRoomVector(size=size, steps=steps, goals=goals, shown=shown))
+        env = DarkRoomVector(size=size, steps=steps, goals=goals, shown=shown, novelty=novelty)
+        super().__init__(env)

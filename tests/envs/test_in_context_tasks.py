@@ -17,6 +17,7 @@ from tests.envs.test_trials import plain, walk
 
 TASKS: list[Any] = [
     pytest.param("DarkRoom", {"size": 3, "steps": 4, "goals": "train"}, id="room"),
+    pytest.param("DarkRoom", {"size": 3, "steps": 4, "novelty": 0.5}, id="new places"),
     pytest.param("DarkKeyToDoor", {"size": 2, "steps": 6}, id="door"),
     pytest.param("Bandit", {"arms": 3, "steps": 5}, id="bandit"),
     pytest.param("ProjectedCartPole", {"steps": 14}, id="pole"),
@@ -89,6 +90,28 @@ def test_the_dark_room_shows_places_as_coordinates_where_they_are_asked_for() ->
     assert all(env.single_observation_space.contains(obs[0]) for obs in shown)
     with pytest.raises(EnvError, match=r"expected shown to be one of .* got 'polar'"):
         DarkRoomVector(shown="polar")
+
+
+def test_a_cell_that_is_new_in_the_trial_pays_a_bonus_once() -> None:
+    config = EnvConfig(
+        id="statewise/DarkRoom-v0",
+        num_envs=1,
+        autoreset="same_step",
+        trial=TrialConfig(episodes=2),
+        kwargs={"size": 3, "steps": 4, "novelty": 0.25, "goals": "held_out"},
+    )
+    env = make_env(config)
+    env.reset(seed=0)
+    trials = ((LEFT, STAY, RIGHT, DOWN), (LEFT, UP, RIGHT, RIGHT)), ((LEFT, STAY, STAY, STAY),)
+    extra = [
+        [[float(env.step(np.array([a])).reward[0]) % 1 for a in episode] for episode in trial]
+        for trial in trials
+    ]
+    # The middle is never new; (0, 1) and (1, 0) are, in the second episode (0, 2) is.
+    assert extra[0] == [[0.25, 0, 0, 0.25], [0, 0.25, 0.25, 0.25]]
+    assert extra[1] == [[0.25, 0, 0, 0]]  # (0, 1) again, in another trial
+    with pytest.raises(EnvError, match="finite novelty >= 0, got 3, 4 and -1"):
+        DarkRoomVector(size=3, steps=4, novelty=-1)
 
 
 def test_held_out_goals_are_a_fifth_and_never_drawn_in_training() -> None:
