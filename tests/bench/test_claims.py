@@ -129,12 +129,19 @@ def test_claims_about_trials_check_what_is_learned_within_them(name: str) -> Non
 
 def test_the_control_and_the_held_out_goals_differ_from_s5_in_that_alone() -> None:
     claim = load_claim("dark_room")
-    s5, control, held_out = (online(claim.arm(arm), 1) for arm in ("s5", "control", "held_out"))
+    names = ("s5", "control", "held_out_one_hot", "held_out")
+    s5, control, held_out, helped = (online(claim.arm(arm), 1) for arm in names)
     assert control.env.trial == replace(s5.env.trial, memory="episode")
     assert replace(control, env=s5.env, total_steps=s5.total_steps) == s5
     assert held_out.env.kwargs == s5.env.kwargs | {"goals": "train"}
     assert held_out.eval.kwargs == {"goals": "held_out"}
     assert replace(held_out, env=s5.env, eval=s5.eval) == s5
+    shown = {"shown": "coordinates", "novelty": 0.3}
+    assert helped.env.kwargs == held_out.env.kwargs | shown
+    assert helped.eval.kwargs == held_out.eval.kwargs | {
+        "novelty": 0.0
+    }  # it pays in training alone
+    assert replace(helped, env=s5.env, eval=s5.eval, agent=s5.agent) == s5
 
 
 def test_arms_of_algorithm_distillation_differ_in_memory_or_layer_alone() -> None:
