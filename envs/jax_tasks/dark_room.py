@@ -33,7 +33,7 @@ class Walk(NamedTuple):
 def make(
     *, size: int = 5, steps: int = 10, goals: Goals = "all", shown: Shown = "one_hot"
 ) -> JaxTask:
-    """Return the task; arguments and errors are those of `DarkRoomVector`."""
+    """Return the task; arguments, all but `novelty`, and errors are those of `DarkRoomVector`."""
     like = DarkRoomVector(1, size=size, steps=steps, goals=goals, shown=shown)  # checks them
     cells, places = choose_goals(size**2, goals), show_places(size, shown)
     jax = importlib.import_module("jax")
