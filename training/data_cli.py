@@ -36,6 +36,7 @@ analytic sets, made at once:
   delayed-offer (random, take, mixed, take-bright, mixed-bright),
   distracting-hallway (scripted, mixed), multi-doors-keys (scripted-3, scripted-5, scripted-7)
   dark-room-histories (train, held-out, all): what tabular learners live through, for each goal
+  pong (scripted): pictures of ALE/Pong-v5, a minute; needs pip install 'statewise[atari]'
 Of another --length they go to a folder of their own, such as datasets/delayed-cue-100; so long
 must the environment be, too: --env.kwargs.length 100; of the hallway --env.kwargs.width 100,
 of the offer --env.kwargs.delay 100, of the dark room --env.kwargs.steps 100.

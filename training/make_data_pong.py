@@ -5,13 +5,16 @@ console's memory, whose addresses are those of Anand et al. 2019, "Unsupervised 
 Representation Learning in Atari", and hands over pictures and actions alone.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit, TransformObservation
 
-from statewise.data import ArraySpec, DatasetInfo, Episode, EpisodeDataset, atari_scores
+from statewise.data import EpisodeDataset, atari_scores
 from statewise.envs.build import EnvConfig, make_single
+from statewise.training.make_data_rollout import Environment, Recorder, environment_info
 
 PONG = "ALE/Pong-v5"
 STAY, UP, DOWN = 0, 2, 3  # of the six actions of the game
@@ -45,31 +48,26 @@ def pong(
     Raises:
         EnvError: ale-py is missing.
     """
-    env = make_single(EnvConfig(id=PONG))
+    game = make_single(EnvConfig(id=PONG))
+    assert isinstance(game.observation_space, spaces.Dict)
+    shown = game.observation_space["obs"]
+    env: Environment = TimeLimit(TransformObservation(game, lambda obs: obs["obs"], shown), steps)
     script = _Script(chases, seed)
     episodes = []
     for index in range(num_episodes):
-        pictures = [env.reset(seed=seed + index)[0]["obs"]]
-        actions: list[int] = []
-        rewards: list[float] = []
-        terminated = False
-        while not terminated and len(actions) < steps:
-            actions.append(script.act(env.unwrapped))
-            obs, reward, terminated, _, _ = env.step(actions[-1])
-            pictures.append(obs["obs"])
-            rewards.append(float(reward))
-        episodes.append(
-            Episode(
-                observations={"obs": np.stack(pictures)},
-                actions=np.array(actions, np.int64),
-                rewards=np.array(rewards, np.float32),
-                terminated=terminated,
-                truncated=not terminated,
-                index=index,
-            )
-        )
+        playing = Recorder(env, seed + index, index)
+        while not playing.step(script.act(env.unwrapped)):
+            pass
+        episodes.append(playing.episode())
+    ref_min, ref_max = atari_scores("pong")  # of whole games
+    info = replace(
+        environment_info(env),
+        ref_min=ref_min,
+        ref_max=ref_max,
+        generator={"made_by": "pong", "seed": seed, "chases": chases, "steps": steps},
+    )
     env.close()
-    return EpisodeDataset.from_episodes(episodes, _info(pictures[0], chases, steps, seed))
+    return EpisodeDataset.from_episodes(episodes, info)
 
 
 class _Script:
@@ -96,17 +94,3 @@ class _Script:
             return self._repeated
         memory = game.ale.getRAM()
         return chase(int(memory[_PADDLE]), int(memory[_BALL]))
-
-
-def _info(picture: NDArray[np.uint8], chases: float, steps: int, seed: int) -> DatasetInfo:
-    low = np.zeros(picture.shape, np.uint8)
-    ref_min, ref_max = atari_scores("pong")  # of whole games
-    return DatasetInfo(
-        env_id=PONG,
-        obs_specs={"obs": ArraySpec(picture.shape, "uint8", low=low, high=low + np.uint8(255))},
-        action_spec=ArraySpec((), "int64", num_choices=(6,)),
-        max_episode_steps=steps,
-        ref_min=ref_min,
-        ref_max=ref_max,
-        generator={"made_by": "pong", "seed": seed, "chases": chases, "steps": steps},
-    )

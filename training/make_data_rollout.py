@@ -59,22 +59,23 @@ def _vector(space: spaces.Space[Any]) -> spaces.Box | None:
 
 
 def environment_info(env: Environment) -> DatasetInfo:
-    """Return id, specs and time limit of an environment of `make_environment`."""
+    """Return id, specs and time limit of an environment with one box or choice each way."""
     assert env.spec is not None
-    observed, action = env.observation_space, env.action_space
-    assert isinstance(observed, spaces.Box)
-    assert isinstance(action, spaces.Box)
     return DatasetInfo(
         env_id=env.spec.id,
-        obs_specs={"obs": _spec(observed)},
-        action_spec=_spec(action),
+        obs_specs={"obs": _spec(env.observation_space)},
+        action_spec=_spec(env.action_space),
         max_episode_steps=env.spec.max_episode_steps,
     )
 
 
-def _spec(space: spaces.Box) -> ArraySpec:
-    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-    return ArraySpec(shape=space.shape, dtype="float32", low=low, high=high)
+def _spec(space: spaces.Space[Any]) -> ArraySpec:
+    if isinstance(space, spaces.Discrete):
+        return ArraySpec(shape=(), dtype="int64", num_choices=(int(space.n),))
+    assert isinstance(space, spaces.Box)
+    dtype = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
+    low, high = space.low.astype(dtype), space.high.astype(dtype)
+    return ArraySpec(shape=space.shape, dtype=np.dtype(dtype).name, low=low, high=high)
 
 
 def random_policy(env: Environment, seed: int) -> Policy:
@@ -89,7 +90,7 @@ def random_policy(env: Environment, seed: int) -> Policy:
     return act
 
 
-class _Recorder:
+class Recorder:
     """One episode while it is played.
 
     Args:
@@ -100,12 +101,12 @@ class _Recorder:
 
     def __init__(self, env: Environment, seed: int, index: int) -> None:
         self.env, self.index = env, index
-        self.observations: list[Rows] = [env.reset(seed=seed)[0]]
-        self.actions: list[Rows] = []
+        self.observations: list[NDArray[Any]] = [env.reset(seed=seed)[0]]
+        self.actions: list[NDArray[Any] | int] = []
         self.rewards: list[float] = []
         self.terminated = self.truncated = False
 
-    def step(self, action: Rows) -> bool:
+    def step(self, action: NDArray[Any] | int) -> bool:
         """Act, and return whether the episode is over."""
         obs, reward, self.terminated, self.truncated, _ = self.env.step(action)
         self.actions.append(action)
@@ -139,19 +140,19 @@ def roll_out(
         seed: of the first episode.
     """
     envs = [make() for _ in range(min(_WIDTH, episodes))]
-    playing = [_Recorder(env, seed + index, index) for index, env in enumerate(envs)]
+    playing = [Recorder(env, seed + index, index) for index, env in enumerate(envs)]
     begun = len(playing)
     played: list[Episode] = []
     while playing:
         actions = policy(np.stack([one.observations[-1] for one in playing]))
-        still: list[_Recorder] = []
+        still: list[Recorder] = []
         for one, action in zip(playing, actions, strict=True):
             if not one.step(action):
                 still.append(one)
                 continue
             played.append(one.episode())
             if begun < episodes:
-                still.append(_Recorder(one.env, seed + begun, begun))
+                still.append(Recorder(one.env, seed + begun, begun))
                 begun += 1
         playing = still
     for env in envs:

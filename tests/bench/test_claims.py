@@ -138,9 +138,8 @@ def test_the_control_and_the_held_out_goals_differ_from_s5_in_that_alone() -> No
     assert replace(held_out, env=s5.env, eval=s5.eval) == s5
     shown = {"shown": "coordinates", "novelty": 0.3}
     assert helped.env.kwargs == held_out.env.kwargs | shown
-    assert helped.eval.kwargs == held_out.eval.kwargs | {
-        "novelty": 0.0
-    }  # it pays in training alone
+    # The bonus is paid in training alone.
+    assert helped.eval.kwargs == held_out.eval.kwargs | {"novelty": 0.0}
     assert replace(helped, env=s5.env, eval=s5.eval, agent=s5.agent) == s5
 
 
