@@ -28,6 +28,14 @@ from statewise.kernels.convolution.op import (
 from statewise.kernels.delta_rule.op import delta_rule, delta_rule_step
 from statewise.kernels.discounted_scan.op import discounted_scan
 from statewise.kernels.dispatch import BACKENDS, Backend, BackendError
+from statewise.kernels.fused.op import (
+    add_scaled,
+    gated_sum,
+    gelu,
+    s5_system,
+    s5_system_runs,
+    two_hot_loss,
+)
 from statewise.kernels.linear_scan.op import linear_scan, linear_scan_pairs
 from statewise.kernels.selective_scan.op import (
     selective_scan,
@@ -42,6 +50,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "BlockForm",
+    "add_scaled",
     "cauchy",
     "causal_conv1d",
     "conv_step",
@@ -54,6 +63,8 @@ __all__ = [
     "draw_one_hot",
     "draw_one_hot_runs",
     "fft_conv",
+    "gated_sum",
+    "gelu",
     "join_step",
     "join_step_runs",
     "linear_scan",
@@ -65,6 +76,8 @@ __all__ = [
     "norm_silu",
     "norm_silu_runs",
     "rms_norm",
+    "s5_system",
+    "s5_system_runs",
     "selective_scan",
     "selective_scan_pairs",
     "selective_step",
@@ -74,6 +87,7 @@ __all__ = [
     "ssm_scan_lti_pairs",
     "ssm_scan_lti_step",
     "truncated_output",
+    "two_hot_loss",
     "vandermonde",
     "vandermonde_pairs",
 ]

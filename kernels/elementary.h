@@ -74,6 +74,27 @@ inline A sigmoid_(A x) {
   return (x < 0 ? e : A(1)) / (A(1) + e);
 }
 
+constexpr double kLog2E = 1.44269504088896340736;
+
+// 1 / (1 + 2^-x): the sigmoid of x ln 2.
+template <typename A>
+inline A sigmoid2_(A x) {
+  return A(1) / (A(1) + exp2_(-x));
+}
+
+// The sigmoid s of 2 sqrt(2 / pi) (x + 0.044715 x^3): x s is the tanh form of gelu.
+constexpr double kGeluSlope = 1.59576912160573071176, kGeluCubic = 0.044715;
+
+template <typename A>
+inline A gelu_gate_(A x) {
+  return sigmoid2_(A(kGeluSlope * kLog2E) * (x + A(kGeluCubic) * x * x * x));
+}
+
+template <typename A>
+inline A gelu_tanh_(A x) {
+  return x * gelu_gate_(x);
+}
+
 // Abramowitz & Stegun 7.1.26 with its signs folded in: within 3e-7.
 inline float erf_(float x) {
   const float z = x < 0 ? -x : x, t = 1.0f / (1.0f + 0.3275911f * z);

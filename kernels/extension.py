@@ -33,6 +33,7 @@ OPS: tuple[str, ...] = (
     "causal_conv1d",
     "convolution",
     "acting",
+    "fused",
 )
 SOURCES = {op: Path(__file__).resolve().parent / op / f"{op}.cpp" for op in OPS}
 # No -ffast-math: it would break the handling of NaN at resets.

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statewise.kernels import two_hot_loss
 from statewise.nets.dreamer_layers import widened
 
 Spacing = Literal["symlog", "symexp"]
@@ -140,10 +141,8 @@ class TwoHot(nn.Module):
                 f"two-hot loss: expected logits (..., {self.num_bins}) of numbers (...), got "
                 f"{tuple(logits.shape)} and {tuple(x.shape)}: drop or add the last axis"
             )
-        log_p = F.log_softmax(widened(logits), -1)
         below, share = self._neighbours(x)
-        neighbours = log_p.gather(-1, below), log_p.gather(-1, below + 1)
-        return -((1.0 - share) * neighbours[0] + share * neighbours[1]).squeeze(-1)
+        return two_hot_loss(widened(logits), below.squeeze(-1), share.squeeze(-1))
 
     def mean(self, logits: Tensor) -> Tensor:
         """Return the numbers (...) that logits (..., n) stand for, differentiable."""

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from statewise.kernels import gated_sum, gelu
 from statewise.ssm.norm import RMSNorm
 from statewise.ssm.protocol import Cache, SequenceModel, State
 
@@ -93,11 +93,9 @@ class Block(nn.Module):
         kind = self.config.gate
         if kind == "none":
             return v
-        activated = F.gelu(v, approximate="tanh")
+        activated = gelu(v)
         if self.gate is None:
             return activated
-        if kind == "full_glu":
-            return F.glu(self.gate(activated))
         kept = activated if kind == "half_glu1" else v
         return kept * self.gate(activated).sigmoid()
 
@@ -110,10 +108,21 @@ class Block(nn.Module):
         v, *states = run(norm(x) if norm is not None and pre else x)
         if norm is not None and config.after_norm == "shared":
             v = norm(v)
+        if config.gate == "full_glu":
+            return self._gated(x, v, None if pre else norm), *states
         y = x + (v if self.mlp is not None else self._mix(v))
         if self.mlp is not None:
             y = y + self.mlp(y)
         return norm(y) if norm is not None and not pre else y, *states
+
+    def _gated(self, x: Tensor, v: Tensor, norm: nn.Module | None) -> Tensor:
+        """Return x + full_glu(v), or its norm."""
+        assert self.gate is not None
+        ab = self.gate(gelu(v))
+        if isinstance(norm, nn.LayerNorm):
+            return gated_sum(x, ab, norm.weight, norm.bias, norm.eps)
+        y = gated_sum(x, ab)
+        return y if norm is None else norm(y)
 
     def initial_state(self, batch_size: int) -> State:
         """Return the layer's."""

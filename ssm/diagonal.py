@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from statewise.kernels import Backend, linear_scan_pairs
+from statewise.kernels import Backend, add_scaled, linear_scan_pairs
 from statewise.ssm.protocol import Cache, SequenceModel, State
 
 
@@ -109,7 +109,7 @@ class DiagonalLayer(nn.Module, ABC):
             h_init=self.h_init,
             backend=self.backend,
         )
-        y = torch.addcmul(F.linear(h.flatten(-2), system.w_out), x, self.D)
+        y = add_scaled(F.linear(h.flatten(-2), system.w_out), x, self.D)
         return y, {"h": last}, {"h": h[:, every - 1 :: every].to(last.dtype)}
 
     def prepare_step(self) -> Cache:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from statewise.kernels import Backend
+from statewise.kernels import Backend, s5_system, s5_system_runs
 from statewise.ssm import diagonal, real_part
 from statewise.ssm.diagonal import DiagonalLayer, Discrete
 from statewise.ssm.init import as_pairs, log_uniform, normal_legs, truncated_normal
@@ -192,7 +192,11 @@ class S5Layer(DiagonalLayer):
 
     def discretize(self) -> Discrete:
         """Return the discrete system of the present parameters."""
+        scale = 2.0 if self.config.conj_sym else 1.0
+        parts = (*self.eigenvalues(), self.log_step, self.B, self.C)
+        if s5_system_runs(*parts):
+            rule, dt_scale = self.config.discretization, self.config.dt_scale
+            return Discrete(*s5_system(*parts, dt_scale=dt_scale, c_scale=scale, rule=rule))
         a, gain = self._transition()
         w_in = diagonal.input_matrix(diagonal.complex_product(gain[:, None], self.B))
-        scale = 2.0 if self.config.conj_sym else 1.0
         return Discrete(a, w_in, diagonal.output_matrix(self.C, scale))

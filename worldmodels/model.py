@@ -229,7 +229,8 @@ class WorldModel(nn.Module):
         """
         config = self.config
         decoded = self._read(config.decoder_reads, seen.stoch, seen.deter)
-        heads = self._read(config.heads_read, seen.stoch, seen.deter)
+        shared = config.heads_read == config.decoder_reads
+        heads = decoded if shared else self._read(config.heads_read, seen.stoch, seen.deter)
         pictures = self.decoder.loss(decoded, obs)
         target = (~arrival.is_terminal).to(heads.dtype)
         if config.cont_horizon:

@@ -45,20 +45,6 @@ struct DiagonalBlock {
 
 constexpr int64_t kTileRows = 24;
 
-// 1 / (1 + 2^-x): the sigmoid of x ln 2.
-template <typename A>
-inline A sigmoid2_(A x) {
-  return A(1) / (A(1) + exp2_(-x));
-}
-
-constexpr double kLog2E = 1.44269504088896340736;
-
-template <typename A>
-inline A gelu_tanh_(A x) {
-  constexpr A scale = A(1.59576912160573071176 * kLog2E), cubic = A(0.044715);  // 2 sqrt(2 / pi)
-  return x * sigmoid2_(scale * (x + cubic * x * x * x));
-}
-
 template <typename A>
 A sum_of(const A* x, int64_t H, A less, bool squared) {
   A sum = 0;

@@ -1,0 +1,1 @@
+"""What training calls once instead of many small operations; see README.md."""

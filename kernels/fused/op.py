@@ -1,0 +1,140 @@
+"""What training on the CPU calls once instead of many small operations, with gradients.
+
+Many intermediate results of an update are written and read once more, and that takes longer than
+their arithmetic; small operations on parameters take longer to call than to do. Each function here
+is a composition of torch operations, and one call into C++ with its own adjoint for CPU tensors
+outside of a compiler and of autocast. There are no second derivatives in C++: asking for them is an
+error there.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from statewise.kernels.dispatch import select_backend
+
+OP = "fused"
+_DTYPES = (torch.float32, torch.float64)
+_RULES = ("zoh", "bilinear")
+
+
+def _runs(*tensors: Tensor | None) -> bool:
+    """Tell whether the C++ function serves these tensors."""
+    first = tensors[0]
+    assert first is not None
+    if first.device.type != "cpu" or first.dtype not in _DTYPES or first.numel() == 0:
+        return False
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    if any(x is not None and x.dtype != first.dtype for x in tensors[1:]):
+        return False
+    return select_backend(OP, first.device, first.dtype) == "cpu"
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return x (...) times the normal distribution function of x, in the tanh form."""
+    if _runs(x):
+        y: Tensor = torch.ops.statewise_cpu.gelu(x)
+        return y
+    return F.gelu(x, approximate="tanh")
+
+
+def add_scaled(x: Tensor, u: Tensor, d: Tensor) -> Tensor:
+    """Return x + u d.
+
+    Args:
+        x: (..., H).
+        u: (..., H).
+        d: (H,), of the columns.
+
+    Returns:
+        (..., H), differentiable.
+    """
+    if _runs(u, x, d):
+        y: Tensor = torch.ops.statewise_cpu.add_scaled(x, u, d)
+        return y
+    return torch.addcmul(x, u, d)
+
+
+def gated_sum(
+    x: Tensor,
+    ab: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return x + a sigmoid(b), or its layer norm.
+
+    Args:
+        x: (..., H).
+        ab: (..., 2 H), a and b one after the other.
+        weight: (H,) of the layer norm; None is no norm.
+        bias: (H,), with `weight`.
+        eps: of the norm, > 0.
+
+    Returns:
+        (..., H), differentiable.
+    """
+    if _runs(x, ab, weight, bias):
+        y: Tensor = torch.ops.statewise_cpu.gated_sum(x, ab, weight, bias, eps)
+        return y
+    y = x + F.glu(ab)
+    return y if weight is None else F.layer_norm(y, weight.shape, weight, bias, eps)
+
+
+def two_hot_loss(logits: Tensor, below: Tensor, share: Tensor) -> Tensor:
+    """Return the cross-entropy of targets that lie on two neighbouring classes.
+
+        -(1 - share) log p_below - share log p_{below + 1},   p = softmax(logits)
+
+    Args:
+        logits: (..., K), float32 or float64; they get a gradient.
+        below: (...) int64 in [0, K - 2].
+        share: (...), in [0, 1] or NaN; it gets none.
+
+    Returns:
+        (...) in nats.
+    """
+    if _runs(logits, share):
+        loss: Tensor = torch.ops.statewise_cpu.two_hot_loss(logits, below, share)
+        return loss
+    log_p = F.log_softmax(logits, -1)
+    here, above = (log_p.gather(-1, i.unsqueeze(-1)).squeeze(-1) for i in (below, below + 1))
+    return -((1.0 - share) * here + share * above)
+
+
+def s5_system_runs(*parameters: Tensor) -> bool:
+    """Tell whether `s5_system` serves a layer of these parameters."""
+    return _runs(*parameters)
+
+
+def s5_system(
+    re: Tensor,
+    im: Tensor,
+    log_step: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    dt_scale: float,
+    c_scale: float,
+    rule: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the discrete system of an S5 layer, where `s5_system_runs`; no checks.
+
+    Args:
+        re: (P,), real parts of the eigenvalues.
+        im: (P,), imaginary parts.
+        log_step: (P,), logarithms of the steps.
+        B: (P, H, 2), complex pairs.
+        C: (H, P, 2), complex pairs.
+        dt_scale: factor of all steps, > 0.
+        c_scale: 2 if only one of each pair of eigenvalues is kept, else 1.
+        rule: zoh or bilinear.
+
+    Returns:
+        a (P, 2) and the real matrices w_in (2 P, H) and w_out (H, 2 P), see `ssm.diagonal`.
+    """
+    a, w_in, w_out = torch.ops.statewise_cpu.s5_system(
+        re, im, log_step, B, C, dt_scale, c_scale, _RULES.index(rule)
+    )
+    return a, w_in, w_out
