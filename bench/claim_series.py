@@ -65,6 +65,7 @@ def _draw(axes: "Axes", claim: Claim, measure: Measure, rows: Rows, seeds: Seque
     axes.set_xticks(range(len(places)), [f"{place:g}" for place in places])
     if is_never:
         axes.set_title(f"triangles: {NEVER} in this run", fontsize="small")
+    axes.set_xlabel(claim.axis)
     axes.set_ylabel(measure.column.replace("_", " "))
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)

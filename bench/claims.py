@@ -111,6 +111,8 @@ class Claim:
     checks: tuple[Check, ...]
     reached: float | None = None
     """Of agents that learn from data: the return whose first update is told."""
+    axis: str = ""
+    """What `at` of the arms counts, with its unit; "" where there are no lines."""
 
     def arm(self, name: str) -> Arm:
         """Return the arm of this name, which must exist."""
@@ -173,7 +175,7 @@ def _folder() -> Path:
 
 def _read_claim(reader: PlainReader, name: str, value: Any) -> Claim:
     keys = ("title", "statement", "seeds", "episodes", "arms", "checks")
-    fields = reader.mapping(value, "the file", keys, ("actions", "data", "reached"))
+    fields = reader.mapping(value, "the file", keys, ("actions", "axis", "data", "reached"))
     sets = {
         key: read_claim_data(reader, key, entry)
         for key, entry in reader.named(fields.get("data", {}), "data", "data sets by name").items()
@@ -206,6 +208,7 @@ def _read_claim(reader: PlainReader, name: str, value: Any) -> Claim:
         arms=arms,
         checks=checks,
         reached=_read_reached(reader, fields, tuple(configs.values())),
+        axis=_read_axis(reader, fields, arms),
     )
 
 
@@ -223,6 +226,16 @@ def _check_alike(reader: PlainReader, configured: Sequence[tuple[Arm, RunConfig]
         words = "series and at, as others have them"
         reader.fail(f"arms.{lines.index(False)}", words, "none", plain=True)
     return kinds[0]
+
+
+def _read_axis(reader: PlainReader, fields: Mapping[str, Any], arms: Sequence[Arm]) -> str:
+    """Return what `at` of the arms counts."""
+    has_line = bool(arms[0].series)
+    if has_line and "axis" not in fields:
+        reader.fail("the file", "the field axis, which says what at counts", "none", plain=True)
+    if not has_line and "axis" in fields:
+        reader.fail("axis", "none, as no arm has series and at", fields["axis"])
+    return reader.text(fields["axis"], "axis") if has_line else ""
 
 
 def _read_actions(reader: PlainReader, fields: Mapping[str, Any], kind: Kind) -> str:

@@ -163,6 +163,11 @@ def test_one_seed_has_no_interval_and_fails() -> None:
             lambda c: c["arms"][0].update(at=3, series="a"),
             "arms.1: expected series and at, as others have them, got none",
         ),
+        (
+            lambda c: [arm.update(at=3, series="a") for arm in c["arms"]],
+            "the file: expected the field axis, which says what at counts, got none",
+        ),
+        (lambda c: c.update(axis="steps"), "axis: expected none, as no arm has series and at, got"),
         (lambda c: c["checks"][0].update(metric="score"), "checks.0.reaches: expected a metric of"),
         (lambda c: c["checks"][2].update(metric="score"), "checks.2.metric: expected one of recon"),
         (

@@ -90,6 +90,7 @@ def claim_of_agents() -> dict[str, Any]:
         "seeds": [1],
         "episodes": 4,
         "actions": "sample",
+        "axis": "delay, steps",
         "arms": [
             {
                 "name": "r2i_2",
