@@ -32,6 +32,7 @@ from statewise.data.step import Batch
 from statewise.nets.distributions import Distribution
 from statewise.nets.encoder import Encoder, EncoderConfig
 from statewise.nets.heads import PolicyHead, ValueHead
+from statewise.nets.moments import NormalizedEncoder
 from statewise.ssm.build import SequenceConfig, build_sequence
 from statewise.ssm.groups import parameter_groups
 from statewise.ssm.protocol import Cache, State
@@ -71,6 +72,9 @@ class RecurrentPPOConfig:
     max_grad_norm: float = 0.5  # > 0, joint
     target_kl: float = 0.0  # >= 0, stop the epochs beyond it; 0 = off
     reward_scale: float = 1.0  # > 0; make an episode worth about 1
+    normalize_obs: Literal["none", "running"] = (
+        "none"  # numbers without bounds, see nets/moments.py
+    )
     truncation: Literal["bootstrap", "terminate"] = "bootstrap"
     normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # over what
     precision: Literal["float32", "bfloat16"] = "float32"  # of products; states stay float32
@@ -240,6 +244,8 @@ class RecurrentPPO:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             front = Encoder(obs_space, config.encoder) if encoder is None else encoder(obs_space)
+            if config.normalize_obs == "running":
+                front = NormalizedEncoder(obs_space, front)
             self.network = ActorCritic(config, action_space, front).to(self.device)
         self._adam: torch.optim.AdamW | None = None
         self._moments: dict[str, Any] = {}
@@ -302,6 +308,8 @@ class RecurrentPPO:
             if kl is not None and float(kl) > config.target_kl:
                 break
         self._cache = None
+        if isinstance(self.network.encoder, NormalizedEncoder):
+            self.network.encoder.learn(step.obs, step.valid, parallel.total)
         self.steps_seen += int(parallel.total(step.valid.sum()))
         metrics = parallel.mean_metrics(
             {name: float(torch.stack([m[name] for m in collected]).mean()) for name in collected[0]}

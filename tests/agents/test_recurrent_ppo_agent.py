@@ -292,3 +292,39 @@ def test_moments_of_unknown_parameters_are_refused_by_name() -> None:
     state["optimizer"] = {"gone": next(iter(state["optimizer"].values()))}
     with pytest.raises(ValueError, match="expected names of parameters, got 'gone'"):
         agent.load_state_dict(state)
+
+
+# --- scaled observations
+
+
+OPEN = spaces.Dict({"obs": spaces.Box(-np.inf, np.inf, (3,))})
+
+
+def test_scaled_observations_are_the_same_when_acting_and_when_learning() -> None:
+    config = make_config(normalize_obs="running", num_epochs=1, num_minibatches=1)
+    agent = RecurrentPPO(config, OPEN, DISCRETE, total_steps=10_000, seed=0)
+    for seed in range(3):
+        batch = make_batch(agent, seed=seed)
+        batch.step.obs["obs"].mul_(100.0).add_(7.0)
+        state, log_prob = batch.state, []
+        for t in range(batch.step.reward.shape[1]):
+            step = {"obs": batch.step.obs["obs"][:, t]}
+            reset = batch.step.reset[:, t]
+            with torch.no_grad():
+                policy, _, state = agent.network.step(step, state, reset, None)
+            log_prob.append(policy.log_prob(batch.step.action[:, t]))
+        batch.extras["log_prob"] = torch.stack(log_prob, 1)
+        # With one minibatch the old policy is the new one: any other scale would show.
+        assert agent.update(batch)["approx_kl"] < 1e-8
+    rows = torch.cat([100.0 * make_batch(agent, seed=s).step.obs["obs"] + 7.0 for s in range(3)])
+    valid = torch.cat([make_batch(agent, seed=s).step.valid for s in range(3)])
+    mean = agent.network.get_submodule("encoder").get_buffer("mean")
+    torch.testing.assert_close(mean, rows[valid].double().mean(0), rtol=1e-6, atol=0)
+    other = RecurrentPPO(config, OPEN, DISCRETE, total_steps=10_000, seed=1)
+    other.load_state_dict(copied(agent.state_dict()))
+    assert_same_tree(other.state_dict(), agent.state_dict())
+
+
+def test_scaling_bounded_observations_is_an_error() -> None:
+    with pytest.raises(ValueError, match="normalize_obs: expected a Box of numbers without"):
+        make_agent(make_config(normalize_obs="running"))
