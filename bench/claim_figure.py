@@ -12,7 +12,7 @@ from statewise.bench.claim_checks import Check
 from statewise.bench.claim_metrics import SCORE, STEPS
 from statewise.bench.claims import Claim
 from statewise.training.log import read_metrics
-from statewise.training.plot import COLORS, aggregate, read_curves, start_axes
+from statewise.training.plot import COLORS, aggregate, draw_line, read_curves, start_axes
 from statewise.training.plot_curves import METRIC, MIN_FOR_INTERVAL, Curve
 from statewise.training.run import RunDirectory
 
@@ -50,15 +50,17 @@ def draw_curves(claim: Claim, runs: Collection[tuple[str, int]], root: Path, pat
         own = [curve for curve in curves.get(arm.name, ()) if len(curve.steps)]
         if not own:
             continue
-        color = COLORS[number % len(COLORS)]
         steps, mean, low, high = aggregate(own)
         band = "95 % interval" if len(own) >= MIN_FOR_INTERVAL else "range"
-        axes.plot(steps, mean, color=color, label=f"{arm.name} ({len(own)} seeds, {band})")
+        color = draw_line(axes, steps, mean, f"{arm.name} ({len(own)} seeds, {band})", number)
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
         for check in claim.checks:
             if check.arm == arm.name and check.other is None:
                 _draw_limit(axes, check, metric, color)
-    axes.legend(edgecolor="none")
+    if len(claim.arms) > len(COLORS):
+        axes.legend(edgecolor="none", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:
+        axes.legend(edgecolor="none")
     figure.savefig(path)
 
 

@@ -22,7 +22,7 @@ from statewise.training.plot_curves import (
 )
 from statewise.training.run import RunError, read_json
 
-__all__ = ["COLORS", "aggregate", "plot_runs", "read_curves", "start_axes"]
+__all__ = ["COLORS", "aggregate", "draw_line", "plot_runs", "read_curves", "start_axes"]
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the pale yellow is left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -46,8 +46,8 @@ def start_axes(title: str, curve: Curve) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_line(axes: Axes, steps: Floats, values: Floats, label: str, number: int) -> str:
-    """Draw a curve and return its colour."""
+def draw_line(axes: Axes, steps: Floats, values: Floats, label: str, number: int) -> str:
+    """Draw the curve of this number, told apart by colour and then by line; return its colour."""
     color = COLORS[number % len(COLORS)]
     axes.plot(
         steps,
@@ -121,7 +121,7 @@ def _draw_evaluation(axes: Axes, curve: Curve) -> None:
 def _plot_one(curve: Curve) -> Figure:
     figure, axes = start_axes(curve.env, curve)
     what = "evaluations on the way" if curve.metric in (SCORE, RETURN) else "training"
-    _draw_line(axes, curve.steps, curve.returns, f"{curve.label}, {what}", 0)
+    draw_line(axes, curve.steps, curve.returns, f"{curve.label}, {what}", 0)
     _draw_evaluation(axes, curve)
     handles = [handle for each in figure.axes for handle in each.get_legend_handles_labels()[0]]
     figure.axes[-1].legend(handles=handles, edgecolor="none")
@@ -138,11 +138,11 @@ def _plot_groups(curves: Sequence[Curve]) -> Figure:
         steps, mean, low, high = aggregate(members)
         name = label if len(envs) == 1 else f"{env}: {label}"
         if len(members) == 1:
-            _draw_line(axes, steps, mean, name, number)
+            draw_line(axes, steps, mean, name, number)
             continue
         band = "range" if len(members) < MIN_FOR_INTERVAL else "95 % interval"
         name += f" ({len(members)} runs, mean and {band})"
-        color = _draw_line(axes, steps, mean, name, number)
+        color = draw_line(axes, steps, mean, name, number)
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
     axes.legend(edgecolor="none", fontsize="small" if len(groups) > 4 else "medium")
     return figure
