@@ -72,9 +72,7 @@ class RecurrentPPOConfig:
     max_grad_norm: float = 0.5  # > 0, joint
     target_kl: float = 0.0  # >= 0, stop the epochs beyond it; 0 = off
     reward_scale: float = 1.0  # > 0; make an episode worth about 1
-    normalize_obs: Literal["none", "running"] = (
-        "none"  # numbers without bounds, see nets/moments.py
-    )
+    normalize_obs: Literal["none", "running"] = "none"  # of boxes without bounds
     truncation: Literal["bootstrap", "terminate"] = "bootstrap"
     normalize_advantage: Literal["rollout", "minibatch", "none"] = "rollout"  # over what
     precision: Literal["float32", "bfloat16"] = "float32"  # of products; states stay float32

@@ -35,7 +35,8 @@ class NormalizedEncoder(nn.Module):
     """An encoder that reads scaled observations.
 
     The buffers are saved with the weights: `count` rows, and for all scaled numbers, entry after
-    entry, the `mean` (W,) and `squares` (W,), the sum of the squared distances from it.
+    entry, the `mean` (W,), `squares` (W,), the sum of the squared distances from it, and `scale`
+    (W,), their inverse deviation, which a step of acting need not derive.
 
     Args:
         obs_space: of one environment.
@@ -48,6 +49,7 @@ class NormalizedEncoder(nn.Module):
     count: Tensor
     mean: Tensor
     squares: Tensor
+    scale: Tensor
 
     def __init__(self, obs_space: spaces.Dict, encoder: nn.Module) -> None:
         super().__init__()
@@ -64,12 +66,10 @@ class NormalizedEncoder(nn.Module):
         self.encoder = encoder
         self.d_out = encoder.d_out
         self.widths = [math.prod(shape) for shape in self.shapes.values()]
-        for name, shape in (
-            ("count", ()),
-            ("mean", sum(self.widths)),
-            ("squares", sum(self.widths)),
-        ):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        for name, start in (("mean", 0.0), ("squares", 0.0), ("scale", 1.0)):
+            numbers = torch.full((sum(self.widths),), start, dtype=torch.float64)
+            self.register_buffer(name, numbers)
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         """Encode observations (..., *shape); before the first `learn` they are only cut."""
@@ -78,14 +78,11 @@ class NormalizedEncoder(nn.Module):
 
     def scaled(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the scaled entries of observations (..., *shape)."""
-        variance = torch.where(self.count > 0, self.squares / self.count.clamp(min=1.0), 1.0)
-        factors = (variance + EPS).rsqrt().split(self.widths)
+        moments = zip(self.mean.split(self.widths), self.scale.split(self.widths), strict=True)
         result = {}
-        for (key, shape), mean, factor in zip(
-            self.shapes.items(), self.mean.split(self.widths), factors, strict=True
-        ):
+        for (key, shape), (mean, scale) in zip(self.shapes.items(), moments, strict=True):
             x = obs[key]
-            shifted = (x - mean.to(x.dtype).view(shape)) * factor.to(x.dtype).view(shape)
+            shifted = (x - mean.to(x.dtype).view(shape)) * scale.to(x.dtype).view(shape)
             result[key] = shifted.clamp(-LIMIT, LIMIT)
         return result
 
@@ -111,3 +108,4 @@ class NormalizedEncoder(nn.Module):
         # The old rows' distances from the old mean add up to 0.
         self.squares += spread - moved.square() / self.count
         self.mean += moved / self.count
+        self.scale.copy_((self.squares / self.count + EPS).rsqrt())

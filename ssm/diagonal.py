@@ -109,7 +109,7 @@ class DiagonalLayer(nn.Module, ABC):
             h_init=self.h_init,
             backend=self.backend,
         )
-        y = add_scaled(F.linear(h.flatten(-2), system.w_out), x, self.D)
+        y = add_scaled(F.linear(h.flatten(-2), system.w_out), x, self.D, self.backend)
         return y, {"h": last}, {"h": h[:, every - 1 :: every].to(last.dtype)}
 
     def prepare_step(self) -> Cache:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from statewise.kernels import Backend, causal_conv1d, conv_step, linear_scan
+from statewise.kernels import Backend, causal_conv1d, conv_step, gelu, linear_scan
 from statewise.kernels.segments import starts
 from statewise.ssm.history import windows_after
 from statewise.ssm.init import inverse_softplus
@@ -144,7 +144,7 @@ class RGLRULayer(nn.Module):
             fresh = torch.cat((opening, fresh[:, 1:]), 1)
         a, b = self._gated(convolved, self._rate(), fresh)
         h, last = linear_scan(a, b, h0=before["h"], reset=reset, backend=self.backend)
-        y = self.out_proj(F.gelu(z, approximate="tanh") * h.to(z.dtype))
+        y = self.out_proj(gelu(z) * h.to(z.dtype))
         # Set to 1 where a memory begins, then carried.
         opened = fresh.cummax(1).values[..., None]
         begun = torch.where(opened, 1.0, before["begun"][:, None])
@@ -195,7 +195,7 @@ class RGLRULayer(nn.Module):
             h = torch.where(reset[:, None], 0.0, h)
         a, b = self._gated(v, rate, fresh)
         h = torch.addcmul(b, a, h)
-        y = self.out_proj(F.gelu(z, approximate="tanh") * h.to(z.dtype))
+        y = self.out_proj(gelu(z) * h.to(z.dtype))
         return y, {"conv": conv, "h": h, "begun": torch.where(fresh[:, None], 1.0, begun)}
 
 

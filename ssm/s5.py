@@ -194,7 +194,7 @@ class S5Layer(DiagonalLayer):
         """Return the discrete system of the present parameters."""
         scale = 2.0 if self.config.conj_sym else 1.0
         parts = (*self.eigenvalues(), self.log_step, self.B, self.C)
-        if s5_system_runs(*parts):
+        if s5_system_runs(*parts, backend=self.backend):
             rule, dt_scale = self.config.discretization, self.config.dt_scale
             return Discrete(*s5_system(*parts, dt_scale=dt_scale, c_scale=scale, rule=rule))
         a, gain = self._transition()

@@ -11,15 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from statewise.kernels.dispatch import select_backend
+from statewise.kernels.dispatch import Backend, select_backend
 
 OP = "fused"
 _DTYPES = (torch.float32, torch.float64)
 _RULES = ("zoh", "bilinear")
 
 
-def _runs(*tensors: Tensor | None) -> bool:
-    """Tell whether the C++ function serves these tensors."""
+def _runs(*tensors: Tensor | None, backend: Backend = "auto") -> bool:
+    """Tell whether the C++ function serves these tensors where the layer has this backend."""
+    if backend not in ("auto", "cpu"):
+        return False
     first = tensors[0]
     assert first is not None
     if first.device.type != "cpu" or first.dtype not in _DTYPES or first.numel() == 0:
@@ -39,18 +41,19 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def add_scaled(x: Tensor, u: Tensor, d: Tensor) -> Tensor:
+def add_scaled(x: Tensor, u: Tensor, d: Tensor, backend: Backend = "auto") -> Tensor:
     """Return x + u d.
 
     Args:
         x: (..., H).
         u: (..., H).
         d: (H,), of the columns.
+        backend: of the layer; all but "auto" and "cpu" mean the composition.
 
     Returns:
         (..., H), differentiable.
     """
-    if _runs(u, x, d):
+    if _runs(u, x, d, backend=backend):
         y: Tensor = torch.ops.statewise_cpu.add_scaled(x, u, d)
         return y
     return torch.addcmul(x, u, d)
@@ -103,9 +106,9 @@ def two_hot_loss(logits: Tensor, below: Tensor, share: Tensor) -> Tensor:
     return -((1.0 - share) * here + share * above)
 
 
-def s5_system_runs(*parameters: Tensor) -> bool:
-    """Tell whether `s5_system` serves a layer of these parameters."""
-    return _runs(*parameters)
+def s5_system_runs(*parameters: Tensor, backend: Backend) -> bool:
+    """Tell whether `s5_system` serves a layer of these parameters and this backend."""
+    return _runs(*parameters, backend=backend)
 
 
 def s5_system(

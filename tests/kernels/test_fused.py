@@ -137,9 +137,10 @@ def test_the_system_of_s5_equals_its_composition(rule, conj_sym, dt_scale, dtype
     fast = S5Layer(6, config).to(dtype)
     slow = S5Layer(6, config).double()
     slow.load_state_dict(fast.state_dict())
-    assert s5_system_runs(*fast.eigenvalues(), fast.log_step, fast.B, fast.C)
+    parts = (*fast.eigenvalues(), fast.log_step, fast.B, fast.C)
+    assert s5_system_runs(*parts, backend="auto")
     ours = fast.discretize()
-    monkeypatch.setattr(op, "_runs", lambda *tensors: False)
+    monkeypatch.setattr(op, "_runs", lambda *tensors, **settings: False)
     theirs = slow.discretize()
     cotangents = [torch.randn(x.shape, dtype=torch.float64) for x in theirs]
     for a, b in zip(ours, theirs, strict=True):
@@ -241,9 +242,24 @@ def test_what_one_call_does_not_serve_is_the_composition(monkeypatch):
         lambda: two_hot_loss(x, below, share),
     ]
     fast = [call() for call in calls]
-    monkeypatch.setattr(op, "_runs", lambda *tensors: False)
+    monkeypatch.setattr(op, "_runs", lambda *tensors, **settings: False)
     for y, call in zip(fast, calls, strict=True):
         assert_close(y, call(), torch.float32, 1)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_a_layer_whose_backend_is_named_calls_no_cpp(backend, monkeypatch):
+    def refuse(*args, **settings):
+        raise AssertionError("called")
+
+    gelu(torch.ones(1))  # loads the library
+    x = torch.randn(2, 5, 6)
+    for name in ("s5_system", "add_scaled"):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.ops.statewise_cpu, name, refuse)
+            S5Layer(6, S5Config(state_size=4), backend)(x)
+            with pytest.raises(AssertionError, match="called"):
+                S5Layer(6, S5Config(state_size=4), "cpu")(x)
 
 
 def test_shapes_that_do_not_fit_are_refused():
