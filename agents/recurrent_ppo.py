@@ -80,10 +80,11 @@ class RecurrentPPOConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     head_hidden: tuple[int, ...] = (64,)  # widths of the hidden layers of both heads
+    initial_std: float = 1.0  # > 0, standard deviation of actions from a Box before training
 
     def __post_init__(self) -> None:
         positive = ("learning_rate", "ssm_lr_factor", "adam_eps", "clip", "max_grad_norm")
-        for name in (*positive, "reward_scale"):
+        for name in (*positive, "reward_scale", "initial_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
         for name in ("value_clip", "target_kl", "weight_decay"):
@@ -114,7 +115,9 @@ class ActorCritic(nn.Module):
         self.encoder = encoder
         self.project = nn.Identity() if d_out == width else nn.Linear(d_out, width)
         self.sequence = build_sequence(config.sequence)
-        self.policy = PolicyHead(width, action_space, config.head_hidden)
+        self.policy = PolicyHead(
+            width, action_space, config.head_hidden, initial_std=config.initial_std
+        )
         self.value = ValueHead(width, config.head_hidden)
 
     def forward(

@@ -128,6 +128,29 @@ def steps_in_cpp(op: str, x: torch.Tensor, state: torch.Tensor, requested: Backe
     return select_backend(op, x.device, x.dtype, requested) == "cpu"
 
 
+def trains_in_cpp(op: str, *tensors: torch.Tensor | None, backend: Backend = "auto") -> bool:
+    """Tell whether a composition with an adjoint of its own, of `op`, is a call into C++.
+
+    It is for CPU tensors of one dtype, float32 or float64, outside of a compiler and of autocast.
+
+    Args:
+        op: "fused" or "categorical".
+        *tensors: the first is there and decides on device and dtype; others may be None.
+        backend: of the layer that asks; all but "auto" and "cpu" mean the composition.
+    """
+    first = tensors[0]
+    assert first is not None
+    if backend not in ("auto", "cpu") or first.device.type != "cpu" or first.numel() == 0:
+        return False
+    if first.dtype not in (torch.float32, torch.float64):
+        return False
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    if any(x is not None and x.dtype != first.dtype for x in tensors[1:]):
+        return False
+    return select_backend(op, first.device, first.dtype) == "cpu"
+
+
 def _automatic(op: str, device: torch.device) -> Backend:
     if device.type == "cuda":
         return "torch" if triton_missing("cuda") or not _has_triton(op) else "triton"

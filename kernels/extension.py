@@ -34,6 +34,7 @@ OPS: tuple[str, ...] = (
     "convolution",
     "acting",
     "fused",
+    "categorical",
 )
 SOURCES = {op: Path(__file__).resolve().parent / op / f"{op}.cpp" for op in OPS}
 # No -ffast-math: it would break the handling of NaN at resets.

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from statewise.kernels import norm_silu, norm_silu_runs
+from statewise.kernels import norm_silu
 
 Norm = Literal["layer", "rms"]
 M = TypeVar("M", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
@@ -135,20 +135,18 @@ class FeatureNorm(nn.Module):
         return F.layer_norm(x, weight.shape, weight, self.bias.to(x.dtype), EPS)
 
     def silu(self, x: Tensor) -> Tensor:
-        """Return silu of the norm of x (..., width), in one call where there is no gradient."""
-        if norm_silu_runs(x, self.weight):
-            return norm_silu(x, self._norm, self.weight, self.bias, EPS)
-        return F.silu(self(x))
+        """Return silu of the norm of x (..., width)."""
+        x = widened(x)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return norm_silu(x, self._norm, self.weight.to(x.dtype), bias, EPS)
 
 
 class SiLU(nn.Module):
-    """x sigmoid(x), in one call of our own where there is no gradient."""
+    """x sigmoid(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (...)."""
-        if norm_silu_runs(x, x):
-            return norm_silu(x, "none", None, None, EPS)
-        return F.silu(x)
+        return norm_silu(x, "none")
 
 
 class NormedMLP(nn.Module):

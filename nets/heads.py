@@ -113,19 +113,27 @@ class PolicyHead(nn.Module):
     | MultiDiscrete, one axis | `MultiCategorical` | int64 (..., K), from 0 |
     | Box of floats, one axis or more | `DiagonalGaussian` | float (..., A), flattened |
 
-    The log standard deviation of a Gaussian is a parameter (A,), the same in every state, and
-    starts at 0. Its actions are not clipped: the environment adapter does that.
+    The log standard deviation of a Gaussian is a parameter (A,), the same in every state. Its
+    actions are not clipped: the environment adapter does that.
 
     Args:
         d_in: width of the features.
         action_space: of one environment.
         hidden: widths of the hidden layers; may be empty.
+        initial_std: standard deviation of a Gaussian before training, > 0.
 
     Raises:
-        ValueError: the action space is none of the above.
+        ValueError: the action space is none of the above, or has no deviation to set.
     """
 
-    def __init__(self, d_in: int, action_space: spaces.Space[Any], hidden: Sequence[int]) -> None:
+    def __init__(
+        self,
+        d_in: int,
+        action_space: spaces.Space[Any],
+        hidden: Sequence[int],
+        *,
+        initial_std: float = 1.0,
+    ) -> None:
         super().__init__()
         self.nvec: tuple[int, ...] = ()
         self.log_std: nn.Parameter | None = None
@@ -139,12 +147,17 @@ class PolicyHead(nn.Module):
                 action_space.dtype, np.floating
             ):
                 width = math.prod(action_space.shape)
-                self.log_std = nn.Parameter(torch.zeros(width))
+                self.log_std = nn.Parameter(torch.full((width,), math.log(initial_std)))
             case _:
                 raise ValueError(
                     "action_space: expected Discrete, MultiDiscrete with one axis or a float "
                     f"Box with at least one axis, got {action_space}: wrap the environment"
                 )
+        if self.log_std is None and initial_std != 1.0:
+            raise ValueError(
+                f"initial_std: is of actions from a Box, got {initial_std} with {action_space}: "
+                "leave it out"
+            )
         self.layers = mlp(d_in, hidden, width, gain_out=0.01)
 
     def forward(self, features: Tensor) -> Distribution:

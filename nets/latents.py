@@ -19,10 +19,9 @@ sample by sample.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from statewise.kernels import draw_one_hot, draw_one_hot_runs
+from statewise import kernels
 from statewise.nets.dreamer_layers import widened
 
 
@@ -56,11 +55,7 @@ def mixed_log_p(logits: Tensor, unimix: float) -> Tensor:
     Returns:
         (..., S, K), float32 or float64; no probability is under unimix / K.
     """
-    logits = widened(logits)
-    if unimix == 0.0:
-        return F.log_softmax(logits, -1)
-    floor = unimix / logits.shape[-1]
-    return ((1.0 - unimix) * F.softmax(logits, -1) + floor).log()
+    return kernels.mixed_log_softmax(widened(logits), unimix)
 
 
 def gumbel(
@@ -83,7 +78,7 @@ def gumbel(
     """
     # Torch's own exponential numbers take four times as long on a CPU.
     even = torch.rand(shape, generator=generator, device=device, dtype=dtype)
-    return even.clamp_(min=torch.finfo(dtype).tiny).log_().neg_().log_().neg_()
+    return kernels.gumbel_(even.clamp_(min=torch.finfo(dtype).tiny))
 
 
 def mode_one_hot(log_p: Tensor) -> Tensor:
@@ -111,10 +106,7 @@ def sample_one_hot(log_p: Tensor, noise: Tensor) -> Tensor:
             f"sample_one_hot: expected noise {tuple(log_p.shape)} as log_p, got "
             f"{tuple(noise.shape)}: draw one number per class"
         )
-    if draw_one_hot_runs(log_p, noise):
-        return draw_one_hot(log_p, noise)
-    p = log_p.exp()
-    return mode_one_hot(log_p + noise) + (p - p.detach())  # the bracket is exactly 0
+    return kernels.draw_one_hot(log_p, noise)
 
 
 def kl_divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -142,6 +134,4 @@ def free_kl(log_q: Tensor, log_p: Tensor, free: float) -> tuple[Tensor, Tensor]:
         dyn (...), with a gradient for p only, and rep (...), with a gradient for q only. Both have
         the same values.
     """
-    dyn = kl_divergence(log_q.detach(), log_p).clamp(min=free)
-    rep = kl_divergence(log_q, log_p.detach()).clamp(min=free)
-    return dyn, rep
+    return kernels.free_kl(log_q.flatten(-2), log_p.flatten(-2), free)

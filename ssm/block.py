@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from statewise.kernels import gated_sum, gelu
@@ -118,10 +119,10 @@ class Block(nn.Module):
     def _gated(self, x: Tensor, v: Tensor, norm: nn.Module | None) -> Tensor:
         """Return x + full_glu(v), or its norm."""
         assert self.gate is not None
-        ab = self.gate(gelu(v))
+        ab = F.linear(gelu(v), self.gate.weight)
         if isinstance(norm, nn.LayerNorm):
-            return gated_sum(x, ab, norm.weight, norm.bias, norm.eps)
-        y = gated_sum(x, ab)
+            return gated_sum(x, ab, self.gate.bias, norm.weight, norm.bias, norm.eps)
+        y = gated_sum(x, ab, self.gate.bias)
         return y if norm is None else norm(y)
 
     def initial_state(self, batch_size: int) -> State:

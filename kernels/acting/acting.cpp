@@ -6,13 +6,10 @@
 //   lti_blocks_step
 //                one step of residual blocks around diagonal layers, by the step of ssm_scan_lti
 //   join_step    a small network over several inputs
-//   norm_silu    y = x' sigmoid(x'), x' a norm of rows of x or x itself
-//   draw_one_hot the largest of log p + noise in every row, as 0 and 1
 //   diagonal_blocks_step
 //                one step of residual blocks around S5 or LRU, see diagonal_blocks.h
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
@@ -24,6 +21,7 @@
 #include <vector>
 
 #include "../elementary.h"
+#include "../rows.h"
 #include "diagonal_blocks.h"
 
 namespace {
@@ -32,8 +30,6 @@ using namespace statewise;
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-constexpr int64_t kGrain = 16384;  // numbers per task, at least
 
 template <typename A>
 void normalize_rows(const Tensor& x, const OptionalTensor& w, const Tensor& y, double eps) {
@@ -96,13 +92,6 @@ std::tuple<Tensor, Tensor, Tensor> mamba_step(
 // ---------------------------------------------------------------- small networks
 
 constexpr int64_t kSmall = 65536;  // products below which a call into BLAS costs more than they do
-
-// Call function(float{}) or function(double{}).
-template <typename Function>
-void with_dtype(const Tensor& x, Function&& function) {
-  if (x.scalar_type() == at::kDouble) function(double{});
-  else function(float{});
-}
 
 // x = f(x, i) for every number of a dense tensor.
 template <typename A, typename Function>
@@ -193,75 +182,6 @@ Tensor join_step(at::TensorList xs, at::TensorList weights, at::TensorList biase
   return linear(hidden, weight2, bias2);
 }
 
-// ---------------------------------------------------------------- rows of world models
-
-template <typename A>
-void norm_silu_rows(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                    const Tensor& y, RowNorm norm, double eps) {
-  const int64_t H = x.size(-1);
-  const A *from = x.const_data_ptr<A>(), *w = weight ? weight->const_data_ptr<A>() : nullptr;
-  const A* b = bias ? bias->const_data_ptr<A>() : nullptr;
-  A* to = y.mutable_data_ptr<A>();
-  at::parallel_for(0, x.numel() / H, (kGrain + H - 1) / H, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const A* in = from + row * H;
-      A* out = to + row * H;
-      if (norm != RowNorm::none) norm_row<A>(norm, eps, w, b, in, out, H);
-      const A* normed = norm == RowNorm::none ? in : out;
-#pragma omp simd
-      for (int64_t k = 0; k < H; ++k) out[k] = normed[k] * sigmoid2_(A(kLog2E) * normed[k]);
-    }
-  });
-}
-
-// x (..., H), weight and bias (H,) as the norm has them.
-Tensor norm_silu(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                 int64_t norm, double eps) {
-  const Tensor dense = x.contiguous();
-  const auto packed = [](const OptionalTensor& t) { return t ? OptionalTensor(t->contiguous()) : t; };
-  const OptionalTensor w = packed(weight), b = packed(bias);
-  Tensor y = at::empty(dense.sizes(), dense.options());
-  if (x.numel() == 0) return y;
-  with_dtype(dense, [&](auto zero) {
-    norm_silu_rows<decltype(zero)>(dense, w, b, y, static_cast<RowNorm>(norm), eps);
-  });
-  return y;
-}
-
-// One row: 1 where log p + noise is largest, the first of equals; NaN is larger than all numbers.
-template <typename A>
-void draw_row(const A* log_p, const A* noise, A* to, int64_t K) {
-  A largest = -std::numeric_limits<A>::infinity();
-  bool broken = false;
-  for (int64_t k = 0; k < K; ++k) {
-    const A value = to[k] = log_p[k] + noise[k];
-    largest = value > largest ? value : largest;
-    broken |= value != value;
-  }
-  int64_t best = 0;
-  while (best < K - 1 && (broken ? to[best] == to[best] : to[best] != largest)) ++best;
-  for (int64_t k = 0; k < K; ++k) to[k] = log_p[k] - log_p[k];  // 0, or NaN
-  to[best] += A(1);
-}
-
-// log_p and noise (..., K).
-Tensor draw_one_hot(const Tensor& log_p, const Tensor& noise) {
-  TORCH_CHECK(log_p.sizes() == noise.sizes(), "draw_one_hot: two shapes");
-  const Tensor p = log_p.contiguous(), own = noise.contiguous();
-  Tensor y = at::empty(p.sizes(), p.options());
-  if (p.numel() == 0) return y;
-  const int64_t K = p.size(-1);
-  with_dtype(p, [&](auto zero) {
-    using A = decltype(zero);
-    const A *from = p.const_data_ptr<A>(), *g = own.const_data_ptr<A>();
-    A* to = y.mutable_data_ptr<A>();
-    at::parallel_for(0, p.numel() / K, (kGrain + K - 1) / K, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin * K; i < end * K; i += K) draw_row<A>(from + i, g + i, to + i, K);
-    });
-  });
-  return y;
-}
-
 // ---------------------------------------------------------------- blocks of S5 and LRU
 
 template <typename A>
@@ -334,8 +254,6 @@ TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
       "join_step(Tensor[] xs, Tensor[] weights, Tensor[] biases, Tensor weight1, Tensor bias1, "
       "Tensor weight2, Tensor bias2) -> Tensor",
       &join_step);
-  m.def("norm_silu(Tensor x, Tensor? w, Tensor? b, int norm, float eps) -> Tensor", &norm_silu);
-  m.def("draw_one_hot(Tensor log_p, Tensor noise) -> Tensor", &draw_one_hot);
   m.def(
       "diagonal_blocks_step(Tensor x, Tensor[] parts, Tensor[] states, Tensor? reset, int norm, "
       "bool post, bool shared, int gate, float eps) -> (Tensor, Tensor[])",

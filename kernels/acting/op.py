@@ -57,43 +57,6 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-def norm_silu_runs(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether `norm_silu` serves this input and a norm of this weight."""
-    return x.dtype in _DTYPES and _runs(x, weight, "auto")
-
-
-def norm_silu(
-    x: Tensor, norm: str, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """Return n sigmoid(n), n the norm of rows, where `norm_silu_runs`; no checks.
-
-    Args:
-        x: (..., D).
-        norm: layer or rms; none leaves x as it is.
-        weight: (D,); None only without a norm.
-        bias: (D,), of a layer norm alone.
-        eps: of the norm.
-    """
-    y: Tensor = torch.ops.statewise_cpu.norm_silu(x, weight, bias, _NORMS.index(norm), eps)
-    return y
-
-
-def draw_one_hot_runs(log_p: Tensor, noise: Tensor) -> bool:
-    """Tell whether `draw_one_hot` serves these."""
-    return log_p.dtype in _DTYPES and _runs(log_p, noise, "auto")
-
-
-def draw_one_hot(log_p: Tensor, noise: Tensor) -> Tensor:
-    """Return 1 at the largest log p + noise of each row, else 0; no checks.
-
-    Args:
-        log_p: (..., K); NaN stays NaN.
-        noise: (..., K).
-    """
-    y: Tensor = torch.ops.statewise_cpu.draw_one_hot(log_p, noise)
-    return y
-
-
 def _runs(x: Tensor, state: Tensor, backend: Backend, parts: Sequence[str] = ()) -> bool:
     """Tell whether an op whose C++ calls that of `parts` serves this input and state."""
     if not steps_in_cpp(OP, x, state, backend) or torch.is_autocast_enabled("cpu"):

@@ -7,35 +7,22 @@ outside of a compiler and of autocast. There are no second derivatives in C++: a
 error there.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from statewise.kernels.dispatch import Backend, select_backend
+from statewise.kernels.dispatch import Backend, trains_in_cpp
 
 OP = "fused"
-_DTYPES = (torch.float32, torch.float64)
 _RULES = ("zoh", "bilinear")
-
-
-def _runs(*tensors: Tensor | None, backend: Backend = "auto") -> bool:
-    """Tell whether the C++ function serves these tensors where the layer has this backend."""
-    if backend not in ("auto", "cpu"):
-        return False
-    first = tensors[0]
-    assert first is not None
-    if first.device.type != "cpu" or first.dtype not in _DTYPES or first.numel() == 0:
-        return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return False
-    if any(x is not None and x.dtype != first.dtype for x in tensors[1:]):
-        return False
-    return select_backend(OP, first.device, first.dtype) == "cpu"
+_NORMS = ("none", "layer", "rms")
 
 
 def gelu(x: Tensor) -> Tensor:
     """Return x (...) times the normal distribution function of x, in the tanh form."""
-    if _runs(x):
+    if trains_in_cpp(OP, x):
         y: Tensor = torch.ops.statewise_cpu.gelu(x)
         return y
     return F.gelu(x, approximate="tanh")
@@ -53,7 +40,7 @@ def add_scaled(x: Tensor, u: Tensor, d: Tensor, backend: Backend = "auto") -> Te
     Returns:
         (..., H), differentiable.
     """
-    if _runs(u, x, d, backend=backend):
+    if trains_in_cpp(OP, u, x, d, backend=backend):
         y: Tensor = torch.ops.statewise_cpu.add_scaled(x, u, d)
         return y
     return torch.addcmul(x, u, d)
@@ -62,15 +49,17 @@ def add_scaled(x: Tensor, u: Tensor, d: Tensor, backend: Backend = "auto") -> Te
 def gated_sum(
     x: Tensor,
     ab: Tensor,
+    ab_bias: Tensor,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return x + a sigmoid(b), or its layer norm.
+    """Return x + (a + ca) sigmoid(b + cb), or its layer norm.
 
     Args:
         x: (..., H).
         ab: (..., 2 H), a and b one after the other.
+        ab_bias: (2 H,), ca and cb.
         weight: (H,) of the layer norm; None is no norm.
         bias: (H,), with `weight`.
         eps: of the norm, > 0.
@@ -78,11 +67,40 @@ def gated_sum(
     Returns:
         (..., H), differentiable.
     """
-    if _runs(x, ab, weight, bias):
-        y: Tensor = torch.ops.statewise_cpu.gated_sum(x, ab, weight, bias, eps)
+    if trains_in_cpp(OP, x, ab, ab_bias, weight, bias):
+        y: Tensor = torch.ops.statewise_cpu.gated_sum(x, ab, ab_bias, weight, bias, eps)
         return y
-    y = x + F.glu(ab)
+    y = x + F.glu(ab + ab_bias)
     return y if weight is None else F.layer_norm(y, weight.shape, weight, bias, eps)
+
+
+def norm_silu(
+    x: Tensor,
+    norm: Literal["none", "layer", "rms"],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return n sigmoid(n), n the norm of rows of x.
+
+    Args:
+        x: (..., H).
+        norm: layer or rms; none leaves x as it is.
+        weight: (H,), of a norm.
+        bias: (H,), of a layer norm alone.
+        eps: of the norm, > 0.
+
+    Returns:
+        (..., H), differentiable.
+    """
+    if trains_in_cpp(OP, x, weight, bias):
+        y: Tensor = torch.ops.statewise_cpu.norm_silu(x, weight, bias, _NORMS.index(norm), eps)
+        return y
+    if weight is not None and norm == "layer":
+        x = F.layer_norm(x, weight.shape, weight, bias, eps)
+    elif weight is not None:
+        x = F.rms_norm(x, weight.shape, weight, eps)
+    return F.silu(x)
 
 
 def two_hot_loss(logits: Tensor, below: Tensor, share: Tensor) -> Tensor:
@@ -98,7 +116,7 @@ def two_hot_loss(logits: Tensor, below: Tensor, share: Tensor) -> Tensor:
     Returns:
         (...) in nats.
     """
-    if _runs(logits, share):
+    if trains_in_cpp(OP, logits, share):
         loss: Tensor = torch.ops.statewise_cpu.two_hot_loss(logits, below, share)
         return loss
     log_p = F.log_softmax(logits, -1)
@@ -108,7 +126,7 @@ def two_hot_loss(logits: Tensor, below: Tensor, share: Tensor) -> Tensor:
 
 def s5_system_runs(*parameters: Tensor, backend: Backend) -> bool:
     """Tell whether `s5_system` serves a layer of these parameters and this backend."""
-    return _runs(*parameters, backend=backend)
+    return trains_in_cpp(OP, *parameters, backend=backend)
 
 
 def s5_system(

@@ -14,6 +14,14 @@ def forward(
     return h, last
 
 
+def differentiable(
+    a: Tensor, b: Tensor, h0: Tensor, reset: Tensor | None, h_init: Tensor | None, pairs: bool
+) -> Forward:
+    """Run the scan with its adjoint in one call, outside of a compiler."""
+    h, last = torch.ops.statewise_cpu.linear_scan(a, b, h0, reset, h_init, pairs)
+    return h, last
+
+
 def backward(
     grad_h: Tensor,
     grad_last: Tensor,

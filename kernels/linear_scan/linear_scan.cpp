@@ -13,14 +13,15 @@
 #include <tuple>
 #include <vector>
 
+#include "../adjoint.h"
+
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+using namespace statewise;
 
 constexpr int64_t kWide = 512;   // channels per task when rows alone keep all threads busy
 constexpr int64_t kNarrow = 64;  // channels per task when they do not
-constexpr int64_t kGrain = 32768;  // elements that are worth a thread
+constexpr int64_t kWorth = 32768;  // elements that are worth a thread
 
 // Where the coefficients of step (b, t) start; strides are 0 for time-invariant ones.
 template <typename T>
@@ -45,7 +46,7 @@ Sizes sizes(const Tensor& b, bool pairs) {
   s.block = std::max<int64_t>(1, std::min(s.D, wanted));
   s.blocks = (s.D + s.block - 1) / s.block;
   const int64_t work = std::max<int64_t>(1, s.T * s.block * (pairs ? 2 : 1));
-  s.grain = std::max<int64_t>(1, kGrain / work);
+  s.grain = std::max<int64_t>(1, kWorth / work);
   return s;
 }
 
@@ -340,9 +341,44 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_scan_backward(
   return {da, db, dh0, dh_init};
 }
 
+// The same with its adjoint: an update calls it once per layer, and Python's turn would take longer.
+struct LinearScan : Function<LinearScan> {
+  static Gradients forward(AutogradContext* context, const Tensor& a, const Tensor& b,
+                           const Tensor& h0, const OptionalTensor& reset,
+                           const OptionalTensor& h_init, bool pairs) {
+    const auto [h, last] = linear_scan_forward(a, b, h0, reset, h_init, pairs);
+    context->saved_data["pairs"] = pairs;
+    context->save_for_backward({a, h, h0, reset.value_or(Tensor()), h_init.value_or(Tensor())});
+    return {h, last};
+  }
+
+  static Gradients backward(AutogradContext* context, Gradients gradients) {
+    forbid_second_derivatives("linear_scan");
+    const auto saved = context->get_saved_variables();
+    const auto given = [](const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; };
+    const OptionalTensor h_init = given(saved[4]);
+    const bool need_a = context->needs_input_grad(0);
+    const auto [da, db, dh0, dh_init] = linear_scan_backward(
+        gradients[0], gradients[1], saved[0], saved[1], saved[2], given(saved[3]), h_init,
+        context->saved_data["pairs"].toBool(), need_a);
+    return {need_a ? da : Tensor(), db, dh0, Tensor(), h_init ? dh_init : Tensor(), Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor> linear_scan(const Tensor& a, const Tensor& b, const Tensor& h0,
+                                       const OptionalTensor& reset, const OptionalTensor& h_init,
+                                       bool pairs) {
+  const auto both = LinearScan::apply(a, b, h0, reset, h_init, pairs);
+  return {both[0], both[1]};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
+  m.def(
+      "linear_scan(Tensor a, Tensor b, Tensor h0, Tensor? reset, Tensor? h_init, bool pairs) -> "
+      "(Tensor, Tensor)",
+      &linear_scan);
   m.def(
       "linear_scan_forward(Tensor a, Tensor b, Tensor h0, Tensor? reset, Tensor? h_init, "
       "bool pairs) -> (Tensor, Tensor)",

@@ -24,7 +24,7 @@ from statewise.kernels.checks import (
     require_shape,
 )
 from statewise.kernels.dispatch import Backend, accumulate_dtype, launcher, select_backend
-from statewise.kernels.linear_scan import reference
+from statewise.kernels.linear_scan import cpu, reference
 
 OP = "linear_scan"
 
@@ -188,6 +188,8 @@ def _run(
         h_init = None if h_init is None else torch.view_as_complex(h_init.contiguous())
         h, last = reference.forward(a, b_, h0, reset, h_init)
         return torch.view_as_real(h).to(b.dtype), torch.view_as_real(last)
+    if chosen == "cpu" and not torch.compiler.is_compiling():
+        return cpu.differentiable(a, b, h0, reset, h_init, pairs)
     result: tuple[Tensor, Tensor] = _linear_scan(a, b, h0, reset, h_init, pairs, chosen)
     return result
 

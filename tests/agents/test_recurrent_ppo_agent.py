@@ -268,6 +268,7 @@ def test_weights_of_another_shape_are_refused_by_name() -> None:
         ("discount", 1.1),
         ("trace", -0.1),
         ("reward_scale", 0.0),
+        ("initial_std", 0.0),
         ("max_grad_norm", math.nan),
     ],
 )

@@ -58,7 +58,7 @@ _OF_WORLDS = ("delayed_offer", "hallway", "dreamer", "drama", "r2i")
 WORLDS = [name for name in claim_names() if name.startswith(_OF_WORLDS)]
 IN_CONTEXT = ["bandit", "dark_room", "dark_room_9x9", "sign_cart_pole"]
 PAIRS = ["popgym_easy"]
-CONTROLS = ["hidden_velocities"]  # compared with agents without memory alone
+CONTROLS = ["half_cheetah_position", "hidden_velocities"]  # beside agents without memory
 OTHERS = {*FROM_DATA, *WORLDS, *PAIRS, *CONTROLS}
 PLAIN = [name for name in claim_names() if not name.endswith(CORES) and name not in OTHERS]
 

@@ -5,13 +5,9 @@ import torch
 from torch import nn
 
 from statewise.kernels import (
-    draw_one_hot_runs,
     mamba_step_runs,
-    norm_silu,
-    norm_silu_runs,
     rms_norm,
 )
-from statewise.nets.latents import gumbel, sample_one_hot
 from statewise.ssm.mamba import MambaConfig, MambaLayer
 from statewise.ssm.norm import RMSNorm
 from tests.ssm.variants import random_state
@@ -117,54 +113,3 @@ def test_a_norm_as_a_module_is_that_of_torch_with_its_gradient():
     assert torch.equal(ours.weight.grad, theirs.weight.grad)
     with torch.no_grad():
         assert_close(ours(x), theirs(x), torch.float32, 1)
-
-
-@pytest.mark.parametrize("shape", [(1, 3), (2, 5, 16), (0, 4), (70, 300)], ids=str)
-@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
-@DTYPES
-def test_a_norm_with_silu_equals_its_definition(shape, norm, dtype):
-    x, w, b = (torch.randn(s, dtype=dtype) for s in (shape, shape[-1:], shape[-1:]))
-    centred = x - x.mean(-1, keepdim=True)
-    normed = {
-        "layer": centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * w + b,
-        "rms": x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * w,
-        "none": x,
-    }[norm]
-    weight = None if norm == "none" else w
-    assert not norm_silu_runs(x, w.requires_grad_())
-    with torch.no_grad():
-        assert norm_silu_runs(x, w)
-        y = norm_silu(x, norm, weight, b if norm == "layer" else None, 1e-3)
-        assert_close(y, normed * normed.sigmoid(), dtype, 1)
-
-
-@DTYPES
-def test_silu_is_finite_far_out_and_nan_of_nan(dtype):
-    x = torch.tensor([-1e4, -200.0, -100.0, -30.0, 0.0, 30.0, 1e4, float("nan")], dtype=dtype)
-    with torch.no_grad():
-        y = norm_silu(x, "none", None, None, 1.0)
-    assert_close(y[:-1], nn.functional.silu(x[:-1]), dtype, 1)
-    assert y[-1].isnan()
-
-
-@pytest.mark.parametrize("shape", [(1, 2), (2, 5, 16), (0, 4), (700, 8)], ids=str)
-@DTYPES
-def test_a_draw_in_one_call_is_the_composition(shape, dtype):
-    log_p = torch.randn(shape, dtype=dtype).log_softmax(-1)
-    noise = gumbel(shape, None, dtype=dtype)
-    expected = sample_one_hot(log_p.clone().requires_grad_(), noise).detach()
-    with torch.no_grad():
-        assert draw_one_hot_runs(log_p, noise)
-        assert torch.equal(sample_one_hot(log_p, noise), expected)
-
-
-def test_a_draw_takes_the_first_of_equals_and_keeps_nan():
-    nan = float("nan")
-    log_p = torch.tensor([[0.0, 1.0, 1.0], [nan, 0.0, 1.0], [0.0, 1.0, nan], [0.0, 2.0, 1.0]])
-    noise = torch.zeros_like(log_p)
-    noise[3, 0] = nan  # the largest of all, as torch has it
-    with torch.no_grad():
-        one_hot = sample_one_hot(log_p, noise)
-    expected = torch.tensor([[0.0, 1, 0], [nan, 0, 0], [0, 0, nan], [1, 0, 0]])
-    assert torch.equal(one_hot.isnan(), expected.isnan())
-    assert torch.equal(one_hot.nan_to_num(7.0), expected.nan_to_num(7.0))

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from statewise.kernels import add_scaled, gated_sum, gelu, s5_system_runs, two_hot_loss
+from statewise.kernels import (
+    add_scaled,
+    gated_sum,
+    gelu,
+    norm_silu,
+    s5_system_runs,
+    two_hot_loss,
+)
+from statewise.kernels.dispatch import trains_in_cpp
 from statewise.kernels.fused import op
 from statewise.ssm.s5 import S5Config, S5Layer
 from tests.tolerance import assert_close, assert_within
@@ -36,13 +44,24 @@ def _compare(fast, slow, inputs: list[Tensor], dtype: torch.dtype) -> None:
         assert_close(a, b, dtype, 1, gradient=True)
 
 
-def _gated_composition(x, ab, weight=None, bias=None):
-    a, b = ab.chunk(2, -1)
-    y = x + a / (1 + (-b).exp())
-    if weight is None:
-        return y
-    centred = y - y.mean(-1, keepdim=True)
+def _normed(x, norm, weight=None, bias=None):
+    """Return x, or its norm by definition with eps 1e-3."""
+    if norm == "none":
+        return x
+    if norm == "rms":
+        return x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
+    centred = x - x.mean(-1, keepdim=True)
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight + bias
+
+
+def _gate_shapes(lead, H):
+    return (*lead, H), (*lead, 2 * H), (2 * H,)
+
+
+def _gated_composition(x, ab, ab_bias, weight=None, bias=None):
+    a, b = (ab + ab_bias).chunk(2, -1)
+    y = x + a / (1 + (-b).exp())
+    return y if weight is None else _normed(y, "layer", weight, bias)
 
 
 @SHAPES
@@ -68,6 +87,38 @@ def test_a_gelu_far_from_zero_is_the_identity_or_zero(dtype):
 
 
 @SHAPES
+@pytest.mark.parametrize("H", [7, 64])  # the gradients of norms of one or two numbers cancel
+@DTYPES
+@pytest.mark.parametrize(("norm", "count"), [("layer", 3), ("rms", 2), ("none", 1)])
+def test_a_norm_with_silu_equals_its_definition(lead, H, dtype, norm, count):
+    shapes = [(*lead, H), (H,), (H,)][:count]
+    inputs = [_draw(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)]
+
+    def fast(x, weight=None, bias=None):
+        return norm_silu(x, norm, weight, bias, 1e-3)
+
+    def slow(x, weight=None, bias=None):
+        normed = _normed(x, norm, weight, bias)
+        return normed * normed.sigmoid()
+
+    _compare(fast, slow, inputs, dtype)
+
+
+@DTYPES
+def test_silu_is_finite_far_out_and_nan_of_nan(dtype):
+    numbers = [-1e4, -200.0, -100.0, -30.0, 0.0, 30.0, 1e4, math.nan]
+    x = torch.tensor(numbers, dtype=dtype, requires_grad=True)
+    y = norm_silu(x, "none")
+    (g,) = torch.autograd.grad(y.sum(), x)
+    wide = x.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(F.silu(wide).sum(), wide)
+    assert_close(y[:-1], F.silu(wide)[:-1], dtype, 1)
+    assert_close(g[:-1], expected[:-1], dtype, 1, gradient=True)
+    assert y[-1].isnan()
+    assert g[-1].isnan()
+
+
+@SHAPES
 @WIDTHS
 @DTYPES
 def test_a_scaled_sum_equals_its_definition(lead, H, dtype):
@@ -79,21 +130,21 @@ def test_a_scaled_sum_equals_its_definition(lead, H, dtype):
 @WIDTHS
 @DTYPES
 def test_a_gated_sum_equals_its_definition(lead, H, dtype):
-    x, ab = _draw(*lead, H, dtype=dtype), _draw(*lead, 2 * H, dtype=dtype, seed=1)
-    _compare(gated_sum, _gated_composition, [x, ab], dtype)
+    x, ab, c = (_draw(*s, dtype=dtype, seed=i) for i, s in enumerate(_gate_shapes(lead, H)))
+    _compare(gated_sum, _gated_composition, [x, ab, c], dtype)
 
 
 @SHAPES
 @pytest.mark.parametrize("H", [7, 64])
 @DTYPES
 def test_a_gated_sum_with_a_norm_equals_its_definition(lead, H, dtype):
-    x, ab = _draw(*lead, H, dtype=dtype), _draw(*lead, 2 * H, dtype=dtype, seed=1)
-    weight, bias = (_draw(H, dtype=dtype, seed=i) for i in (2, 3))
+    x, ab, c = (_draw(*s, dtype=dtype, seed=i) for i, s in enumerate(_gate_shapes(lead, H)))
+    weight, bias = (_draw(H, dtype=dtype, seed=i) for i in (3, 4))
 
     def fast(*inputs):
         return gated_sum(*inputs, 1e-3)
 
-    _compare(fast, _gated_composition, [x, ab, weight, bias], dtype)
+    _compare(fast, _gated_composition, [x, ab, c, weight, bias], dtype)
 
 
 @pytest.mark.parametrize("K", [2, 9, 255])
@@ -140,7 +191,7 @@ def test_the_system_of_s5_equals_its_composition(rule, conj_sym, dt_scale, dtype
     parts = (*fast.eigenvalues(), fast.log_step, fast.B, fast.C)
     assert s5_system_runs(*parts, backend="auto")
     ours = fast.discretize()
-    monkeypatch.setattr(op, "_runs", lambda *tensors, **settings: False)
+    monkeypatch.setattr(op, "trains_in_cpp", lambda *tensors, **settings: False)
     theirs = slow.discretize()
     cotangents = [torch.randn(x.shape, dtype=torch.float64) for x in theirs]
     for a, b in zip(ours, theirs, strict=True):
@@ -161,6 +212,7 @@ def test_gradients_are_finite_differences():
     draw = {"dtype": torch.float64}
     x, ab = _draw(3, 4, **draw), _draw(3, 8, **draw, seed=1)
     d, weight, bias = (_draw(4, **draw, seed=i) for i in (2, 3, 4))
+    c = _draw(8, **draw, seed=5)
     below, share = torch.tensor([0, 2, 1]), torch.rand(3, **draw)
     layer = S5Layer(3, S5Config(state_size=4)).double()
     parts = [x.detach().requires_grad_() for x in (*layer.eigenvalues(), layer.log_step)]
@@ -171,8 +223,10 @@ def test_gradients_are_finite_differences():
         )
     torch.autograd.gradcheck(gelu, x)
     torch.autograd.gradcheck(add_scaled, (x, ab[:, :4].detach().requires_grad_(), d))
-    torch.autograd.gradcheck(gated_sum, (x, ab))
-    torch.autograd.gradcheck(gated_sum, (x, ab, weight, bias))
+    torch.autograd.gradcheck(gated_sum, (x, ab, c))
+    torch.autograd.gradcheck(gated_sum, (x, ab, c, weight, bias))
+    torch.autograd.gradcheck(lambda *p: norm_silu(p[0], "layer", *p[1:]), (x, weight, bias))
+    torch.autograd.gradcheck(lambda *p: norm_silu(p[0], "rms", p[1]), (x, weight))
     torch.autograd.gradcheck(lambda logits: two_hot_loss(logits, below, share), x)
 
 
@@ -192,7 +246,8 @@ def test_arrays_that_are_not_dense_give_the_same(steps):
     for function, inputs in (
         (gelu, (a,)),
         (add_scaled, (a, b[:, 6:], torch.ones(12)[::2])),
-        (gated_sum, (a, b)),
+        (gated_sum, (a, b, torch.ones(24)[::2])),
+        (lambda x, w: norm_silu(x, "rms", w), (a, torch.ones(12)[::2])),
     ):
         y = function(*inputs)
         assert torch.equal(y, function(*(i.contiguous() for i in inputs)))
@@ -204,12 +259,14 @@ def test_arrays_that_are_not_dense_give_the_same(steps):
 def test_sums_over_rows_do_not_depend_on_the_number_of_threads():
     x, ab = _draw(5000, 16, dtype=torch.float32), _draw(5000, 32, dtype=torch.float32, seed=1)
     weight, bias, d = (_draw(16, dtype=torch.float32, seed=i) for i in (2, 3, 4))
+    c = _draw(32, dtype=torch.float32, seed=5)
     found, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            y = gated_sum(x, ab, weight, bias) + add_scaled(x, x, d)
-            found.append(torch.autograd.grad(y.square().sum(), (x, ab, weight, bias, d)))
+            y = gated_sum(x, ab, c, weight, bias) + add_scaled(x, x, d)
+            y = y * norm_silu(x, "layer", weight, bias)
+            found.append(torch.autograd.grad(y.square().sum(), (x, ab, c, weight, bias, d)))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -218,31 +275,38 @@ def test_sums_over_rows_do_not_depend_on_the_number_of_threads():
 
 def test_no_second_derivative_is_an_error_not_a_zero():
     x, d = _draw(2, 4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
-    for y in (gelu(x), add_scaled(x, x, d), gated_sum(x, torch.cat((x, x), -1))):
+    loss = two_hot_loss(x, torch.tensor([0, 1]), d[:2])
+    ab = torch.cat((x, x), -1)
+    for y in (gelu(x), add_scaled(x, x, d), gated_sum(x, ab, ab[0]), norm_silu(x, "none"), loss):
         with pytest.raises(RuntimeError, match="no second derivatives"):
             torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
 def test_what_one_call_does_not_serve_is_the_composition(monkeypatch):
     x = torch.randn(3, 4)
-    assert op._runs(x, x)
-    assert not op._runs(x, x.double())
-    assert not op._runs(x.bfloat16())
-    assert not op._runs(x[:0])
+    assert trains_in_cpp("fused", x, x)
+    assert trains_in_cpp("fused", x, None, backend="cpu")
+    assert not trains_in_cpp("fused", x, backend="torch")
+    assert not trains_in_cpp("fused", x, x.double())
+    assert not trains_in_cpp("fused", x.bfloat16())
+    assert not trains_in_cpp("fused", x[:0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not op._runs(x)
+        assert not trains_in_cpp("fused", x)
     assert torch.equal(gelu(x.bfloat16()), F.gelu(x.bfloat16(), approximate="tanh"))
     ab, share = torch.randn(3, 8), torch.rand(3)
     below = torch.tensor([0, 1, 2])
     calls = [
         lambda: gelu(x),
         lambda: add_scaled(x, x, x[0]),
-        lambda: gated_sum(x, ab),
-        lambda: gated_sum(x, ab, x[0], x[1], 1e-3),
+        lambda: gated_sum(x, ab, ab[0]),
+        lambda: gated_sum(x, ab, ab[0], x[0], x[1], 1e-3),
+        lambda: norm_silu(x, "none"),
+        lambda: norm_silu(x, "layer", x[0], x[1], 1e-3),
+        lambda: norm_silu(x, "rms", x[0], None, 1e-3),
         lambda: two_hot_loss(x, below, share),
     ]
     fast = [call() for call in calls]
-    monkeypatch.setattr(op, "_runs", lambda *tensors, **settings: False)
+    monkeypatch.setattr(op, "trains_in_cpp", lambda *tensors, **settings: False)
     for y, call in zip(fast, calls, strict=True):
         assert_close(y, call(), torch.float32, 1)
 
@@ -265,6 +329,8 @@ def test_a_layer_whose_backend_is_named_calls_no_cpp(backend, monkeypatch):
 def test_shapes_that_do_not_fit_are_refused():
     x = torch.randn(3, 4)
     with pytest.raises(RuntimeError, match="ab"):
-        gated_sum(x, torch.randn(3, 4))
+        gated_sum(x, torch.randn(3, 4), torch.randn(4))
+    with pytest.raises(RuntimeError, match="ab_bias"):
+        gated_sum(x, torch.randn(3, 8), torch.randn(4))
     with pytest.raises(RuntimeError, match="index"):
         two_hot_loss(x, torch.tensor([0, 3, 0]), torch.rand(3))

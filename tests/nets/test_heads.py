@@ -96,6 +96,15 @@ def test_gaussian_spread_is_one_trained_parameter_per_action() -> None:
     torch.testing.assert_close(head.log_std.grad, (distribution.mode() ** 2 - 1.0).sum(0))
 
 
+def test_the_first_spread_of_a_gaussian_is_set_and_refused_where_there_is_none() -> None:
+    distribution = PolicyHead(7, BOX, (), initial_std=0.25)(torch.zeros(1000, 7))
+    actions = distribution.sample(torch.Generator().manual_seed(0))
+    assert actions.std(0).sub(0.25).abs().max() < 0.03  # 5 standard errors
+    with pytest.raises(ValueError, match=r"initial_std: .* 0\.25 with Discrete") as error:
+        PolicyHead(7, spaces.Discrete(5), (), initial_std=0.25)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("space", UNSUPPORTED)
 def test_an_action_space_without_a_head_is_named_in_the_error(space: spaces.Space) -> None:
     with pytest.raises(ValueError, match="action_space: expected Discrete") as error:

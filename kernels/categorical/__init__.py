@@ -1,0 +1,1 @@
+"""Categorical latents; see README.md."""
