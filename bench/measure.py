@@ -29,13 +29,16 @@ def _timed(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def time_calls(call: Callable[[], object], *, reps: int, seconds: float) -> Timing:
+def time_calls(
+    call: Callable[[], object], *, reps: int, seconds: float, least_seconds: float = SHORTEST
+) -> Timing:
     """Warm up, then time `reps` calls, or as many as start within `seconds`.
 
     Args:
         call: does its whole work before it returns.
-        reps: at least 1; more where a call is so short that they last under a tenth of a second.
+        reps: at least 1; more where so many last under `least_seconds`.
         seconds: after which no further call is started; at least one is made.
+        least_seconds: over which calls are spread, up to `seconds`.
     """
     spent = 0.0
     for _ in range(WARM_UP):
@@ -52,5 +55,5 @@ def time_calls(call: Callable[[], object], *, reps: int, seconds: float) -> Timi
         timing.wall.append(wall)
         timing.cpu.append(cpu)
         elapsed = time.perf_counter() - begin
-        if elapsed >= seconds or (len(timing.wall) >= reps and elapsed >= min(SHORTEST, seconds)):
+        if elapsed >= seconds or (len(timing.wall) >= reps and elapsed >= least_seconds):
             return timing

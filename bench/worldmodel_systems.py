@@ -150,7 +150,7 @@ def time_updates(model: WorldModel, job: Job) -> Timing:
         optimizer.step(terms, total, count)
         count += 1
 
-    return time_calls(update, reps=job["reps"], seconds=job["seconds"])
+    return time_calls(update, **_extent(job))
 
 
 def time_imagination(model: WorldModel, job: Job) -> Timing:
@@ -164,7 +164,12 @@ def time_imagination(model: WorldModel, job: Job) -> Timing:
         cache = model.dynamics.prepare_step()
         model.imagine(model.initial_state(N), lambda state, i: action, noise, cache=cache)
 
-    return time_calls(roll_out, reps=job["reps"], seconds=job["seconds"])
+    return time_calls(roll_out, **_extent(job))
+
+
+def _extent(job: Job) -> dict[str, Any]:
+    """Return how often and how long a job is timed, as `time_calls` takes it."""
+    return {key: job[key] for key in ("reps", "seconds", "least_seconds")}
 
 
 def run_job(job: Job) -> Answer:

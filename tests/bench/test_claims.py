@@ -58,7 +58,8 @@ _OF_WORLDS = ("delayed_offer", "hallway", "dreamer", "drama", "r2i")
 WORLDS = [name for name in claim_names() if name.startswith(_OF_WORLDS)]
 IN_CONTEXT = ["bandit", "dark_room", "dark_room_9x9", "sign_cart_pole"]
 PAIRS = ["popgym_easy"]
-CONTROLS = ["half_cheetah_position", "hidden_velocities"]  # beside agents without memory
+_OF_CONTROLS = ("half_cheetah", "hidden_velocities")  # beside agents without memory
+CONTROLS = [name for name in claim_names() if name.startswith(_OF_CONTROLS)]
 OTHERS = {*FROM_DATA, *WORLDS, *PAIRS, *CONTROLS}
 PLAIN = [name for name in claim_names() if not name.endswith(CORES) and name not in OTHERS]
 

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from statewise.bench import measure
@@ -11,10 +13,15 @@ def test_fast_calls_are_warmed_up_and_then_timed_until_enough() -> None:
     assert len(calls) == measure.WARM_UP + 1
 
 
-def test_calls_are_repeated_until_reps_when_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "SHORTEST", 0.0)
-    timing = time_calls(lambda: None, reps=7, seconds=60.0)
+def test_calls_are_repeated_until_reps_when_there_is_time() -> None:
+    timing = time_calls(lambda: None, reps=7, seconds=60.0, least_seconds=0.0)
     assert len(timing.wall) == len(timing.cpu) == 7
+
+
+def test_short_calls_are_spread_over_the_least_time() -> None:
+    timing = time_calls(lambda: time.sleep(0.01), reps=2, seconds=60.0, least_seconds=0.1)
+    assert 2 < len(timing.wall) <= 10
+    assert sum(timing.wall) >= 0.099
 
 
 def test_a_slow_call_is_its_own_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
