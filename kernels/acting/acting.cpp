@@ -31,27 +31,21 @@ using namespace statewise;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-template <typename A>
-void normalize_rows(const Tensor& x, const OptionalTensor& w, const Tensor& y, double eps) {
-  const int64_t D = x.size(-1);
-  const A *from = x.const_data_ptr<A>(), *weight = w ? w->const_data_ptr<A>() : nullptr;
-  A* to = y.mutable_data_ptr<A>();
-  at::parallel_for(0, x.numel() / D, (kGrain + D - 1) / D, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      norm_row<A>(RowNorm::rms, eps, weight, nullptr, from + row * D, to + row * D, D);
-  });
-}
-
-// x (..., D), w (D,), both float32 or both float64.
-Tensor rms_norm(const Tensor& x, const OptionalTensor& w, double eps) {
+// x (..., D), w_ (D,), both float32 or both float64.
+Tensor rms_norm(const Tensor& x, const OptionalTensor& w_, double eps) {
   const Tensor dense = x.contiguous();
-  const OptionalTensor weight = w ? OptionalTensor(w->contiguous()) : w;
+  const OptionalTensor weight = w_ ? OptionalTensor(w_->contiguous()) : w_;
   Tensor y = at::empty(dense.sizes(), dense.options());
   if (x.numel() == 0) return y;
-  if (x.scalar_type() == at::kDouble)
-    normalize_rows<double>(dense, weight, y, eps);
-  else
-    normalize_rows<float>(dense, weight, y, eps);
+  const int64_t D = x.size(-1);
+  with_dtype(dense, [&](auto zero) {
+    using A = decltype(zero);
+    const A *from = dense.const_data_ptr<A>(), *w = weight ? weight->const_data_ptr<A>() : nullptr;
+    A* to = y.mutable_data_ptr<A>();
+    for_rows(x.numel() / D, D, [&](int64_t i) {
+      norm_row<A>(RowNorm::rms, eps, w, nullptr, from + i * D, to + i * D, D);
+    });
+  });
   return y;
 }
 

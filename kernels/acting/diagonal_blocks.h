@@ -14,11 +14,11 @@
 
 #include "../elementary.h"
 #include "../gemm.h"
+#include "../row_norm.h"
 
 namespace statewise {
 namespace {  // every library has its own
 
-enum class RowNorm : int64_t { none, layer, rms };
 enum class RowGate : int64_t { none, gelu, full_glu, half_glu1, half_glu2 };
 
 struct BlockForm {
@@ -44,32 +44,6 @@ struct DiagonalBlock {
 };
 
 constexpr int64_t kTileRows = 24;
-
-template <typename A>
-A sum_of(const A* x, int64_t H, A less, bool squared) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < H; ++k) {
-    const A value = x[k] - less;
-    sum += squared ? value * value : value;
-  }
-  return sum;
-}
-
-// Layer norm or root-mean-square norm of one row; `bias` belongs to the former, without `weight` the
-// latter has none.
-template <typename A>
-void norm_row(RowNorm norm, double eps, const A* weight, const A* bias, const A* from, A* to,
-              int64_t H) {
-  const bool centred = norm == RowNorm::layer;
-  const A mean = centred ? sum_of<A>(from, H, A(0), false) / static_cast<A>(H) : A(0);
-  const A square = sum_of<A>(from, H, mean, true) / static_cast<A>(H);
-  const A scale = A(1) / std::sqrt(square + static_cast<A>(eps));
-  if (centred)
-    for (int64_t k = 0; k < H; ++k) to[k] = (from[k] - mean) * scale * weight[k] + bias[k];
-  else
-    for (int64_t k = 0; k < H; ++k) to[k] = from[k] * scale * (weight ? weight[k] : A(1));
-}
 
 // c (rows, N) = a (rows, K) b (K, N), dense; a panel of b stays in the nearest cache for all rows.
 template <typename A>

@@ -180,7 +180,7 @@ Tensor gated_sum(const Tensor& x, const Tensor& ab, const Tensor& ab_bias,
 // x (..., H); weight and bias (H,) of a layer norm, weight alone of "rms", neither of "none".
 Tensor norm_silu(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                  int64_t norm, double eps) {
-  return NormSilu::apply(x, weight, bias, static_cast<Norm>(norm), eps);
+  return NormSilu::apply(x, weight, bias, static_cast<RowNorm>(norm), eps);
 }
 
 // logits (..., K), below (...) int64 in [0, K - 2], share (...).

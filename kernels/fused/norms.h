@@ -8,44 +8,15 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
-#include <utility>
 
 #include "../adjoint.h"
 #include "../elementary.h"
+#include "../row_norm.h"
 
 namespace {
 
 using namespace statewise;
-
-enum class Norm : int64_t { none, layer, rms };
-
-// Mean and 1 / deviation of a row; of "rms", 0 and 1 / root mean square.
-template <typename A>
-std::pair<A, A> moments(const A* row, int64_t H, double eps, bool centred = true) {
-  A sum = 0, square = 0;
-  if (centred) {
-#pragma omp simd reduction(+ : sum)
-    for (int64_t k = 0; k < H; ++k) sum += row[k];
-  }
-  const A mean = sum / static_cast<A>(H);
-#pragma omp simd reduction(+ : square)
-  for (int64_t k = 0; k < H; ++k) square += (row[k] - mean) * (row[k] - mean);
-  return {mean, A(1) / std::sqrt(square / static_cast<A>(H) + static_cast<A>(eps))};
-}
-
-// w (x - mean) scale + b
-template <typename A>
-void normed_row(const A* x, A mean, A scale, const A* w, const A* b, A* y, int64_t H) {
-  if (b) {
-#pragma omp simd
-    for (int64_t k = 0; k < H; ++k) y[k] = (x[k] - mean) * scale * w[k] + b[k];
-  } else {
-#pragma omp simd
-    for (int64_t k = 0; k < H; ++k) y[k] = (x[k] - mean) * scale * w[k];
-  }
-}
 
 template <typename A>
 const A* pointer(const Tensor& x) {
@@ -115,7 +86,7 @@ struct GatedSum : Function<GatedSum> {
       for_rows(rows, 3 * H, [&](int64_t i) {
         gated_row(from + i * H, parts + 2 * i * H, start, sum + i * H, H);
         if (!normed) return;
-        const auto [mean, scale] = moments(sum + i * H, H, eps);
+        const auto [mean, scale] = moments(RowNorm::layer, sum + i * H, H, eps);
         kept[2 * i] = mean, kept[2 * i + 1] = scale;
         normed_row(sum + i * H, mean, scale, w, b, to + i * H, H);
       });
@@ -174,29 +145,29 @@ void silu_row_adjoint(const A* g, const A* n, A* y, int64_t H) {
 
 struct NormSilu : Function<NormSilu> {
   static Tensor forward(AutogradContext* context, const Tensor& x_, const OptionalTensor& weight_,
-                        const OptionalTensor& bias_, Norm norm, double eps) {
+                        const OptionalTensor& bias_, RowNorm norm, double eps) {
     const Tensor x = x_.contiguous(), y = at::empty_like(x);
     const Tensor weight = weight_ ? weight_->contiguous() : Tensor();
     const Tensor bias = bias_ ? bias_->contiguous() : Tensor();
     const int64_t H = x.size(-1), rows = x.numel() / H;
-    const Tensor moment = norm == Norm::none ? Tensor() : at::empty({rows, 2}, x.options());
+    const Tensor moment = norm == RowNorm::none ? Tensor() : at::empty({rows, 2}, x.options());
     with_dtype(x, [&](auto zero) {
       using A = decltype(zero);
       const A *from = x.const_data_ptr<A>(), *w = pointer<A>(weight), *b = pointer<A>(bias);
       A *to = y.mutable_data_ptr<A>(), *kept = nullptr;
-      if (norm != Norm::none) kept = moment.mutable_data_ptr<A>();
+      if (norm != RowNorm::none) kept = moment.mutable_data_ptr<A>();
       for_rows(rows, 2 * H, [&](int64_t i) {
         const A* in = from + i * H;
         A* out = to + i * H;
         if (kept) {
-          const auto [mean, scale] = moments(in, H, eps, norm == Norm::layer);
+          const auto [mean, scale] = moments(norm, in, H, eps);
           kept[2 * i] = mean, kept[2 * i + 1] = scale;
           normed_row(in, mean, scale, w, b, out, H);
         }
         silu_row(kept ? out : in, out, H);
       });
     });
-    context->saved_data["centred"] = norm == Norm::layer;
+    context->saved_data["centred"] = norm == RowNorm::layer;
     context->save_for_backward({x, weight, bias, moment});
     return y;
   }

@@ -174,9 +174,16 @@ def test_the_library_is_kept_per_source_flags_and_torch_version(monkeypatch, tmp
     assert "-ffast-math" not in " ".join(extension.FLAGS)
 
 
-@pytest.mark.parametrize("name", ["linear_scan", "discounted_scan"])
+# Before any test: what a test itself imports is poisoned from the next one on.
+LOOPS = {
+    name: importlib.import_module(f"statewise.kernels.{name}.torch")
+    for name in ("linear_scan", "discounted_scan")
+}
+
+
+@pytest.mark.parametrize("name", list(LOOPS))
 def test_fresh_memory_of_the_python_backends_is_poisoned_in_tests(name):
-    backend = importlib.import_module(f"statewise.kernels.{name}.torch")
+    backend = LOOPS[name]
     assert backend.torch.empty(3).isnan().all()
     assert backend.torch.empty_like(torch.zeros(2, dtype=torch.complex64)).isnan().all()
     assert backend.torch.zeros(3).eq(0).all()
