@@ -2,6 +2,9 @@
 
 from statewise.kernels.acting.op import (
     BlockForm,
+    DenseLayer,
+    dense_layers,
+    dense_layers_run,
     diagonal_blocks_step,
     diagonal_blocks_step_runs,
     join_step,
@@ -11,6 +14,7 @@ from statewise.kernels.acting.op import (
     mamba_step,
     mamba_step_runs,
     rms_norm,
+    stack_steps,
 )
 from statewise.kernels.categorical.op import draw_one_hot, free_kl, gumbel_, mixed_log_softmax
 from statewise.kernels.causal_conv1d.op import causal_conv1d, conv_step
@@ -48,12 +52,15 @@ __all__ = [
     "Backend",
     "BackendError",
     "BlockForm",
+    "DenseLayer",
     "add_scaled",
     "cauchy",
     "causal_conv1d",
     "conv_step",
     "delta_rule",
     "delta_rule_step",
+    "dense_layers",
+    "dense_layers_run",
     "diagonal_blocks_step",
     "diagonal_blocks_step_runs",
     "discounted_scan",
@@ -85,6 +92,7 @@ __all__ = [
     "ssm_scan_lti",
     "ssm_scan_lti_pairs",
     "ssm_scan_lti_step",
+    "stack_steps",
     "truncated_output",
     "two_hot_loss",
     "vandermonde",

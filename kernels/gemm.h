@@ -70,11 +70,14 @@ void multiply(const A* a, int64_t lda, const A* b, int64_t ldb, A* c, int64_t ld
   }
 }
 
-// to (columns, ldt) = from (rows, ldf) transposed.
+// to (columns, ldt) = from (rows, ldf) transposed, square by square: their lines stay in the cache.
 template <typename A>
 void transpose(const A* from, int64_t ldf, int64_t rows, int64_t columns, A* to, int64_t ldt) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) to[j * ldt + i] = from[i * ldf + j];
+  constexpr int64_t side = 16;
+  for (int64_t i0 = 0; i0 < rows; i0 += side)
+    for (int64_t j0 = 0; j0 < columns; j0 += side)
+      for (int64_t j = j0; j < std::min(j0 + side, columns); ++j)
+        for (int64_t i = i0; i < std::min(i0 + side, rows); ++i) to[j * ldt + i] = from[i * ldf + j];
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from statewise.kernels import norm_silu
+from statewise.kernels import DenseLayer, dense_layers, dense_layers_run, norm_silu
 
 Norm = Literal["layer", "rms"]
 M = TypeVar("M", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
@@ -140,13 +140,28 @@ class FeatureNorm(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return norm_silu(x, self._norm, self.weight.to(x.dtype), bias, EPS)
 
+    def dense(self, linear: nn.Linear) -> DenseLayer:
+        """Return a linear layer with the norm and SiLU behind it, for `dense_layers`."""
+        return DenseLayer(linear.weight, linear.bias, self._norm, self.weight, self.bias, True)
 
-class SiLU(nn.Module):
-    """x sigmoid(x)."""
+
+class LinearSiLU(nn.Sequential):
+    """y = silu(W x + b), with the weights of `output_linear`."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(output_linear(d_in, d_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (...)."""
-        return norm_silu(x, "none")
+        """Map (..., d_in) to (..., d_out)."""
+        linear = cast("nn.Linear", self[0])
+        if dense_layers_run(x, [linear.weight]):
+            return dense_layers(x, [plain_dense(linear, silu=True)], EPS)
+        return norm_silu(linear(x), "none")
+
+
+def plain_dense(linear: nn.Linear, *, silu: bool = False) -> DenseLayer:
+    """Return a linear layer without a norm, for `dense_layers`."""
+    return DenseLayer(linear.weight, linear.bias, "none", None, None, silu)
 
 
 class NormedMLP(nn.Module):
@@ -168,10 +183,20 @@ class NormedMLP(nn.Module):
         self.norms = nn.ModuleList(norms)
         self.d_out = linears[-1].out_features if linears else d_in
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., d_in) of any floating dtype to (..., d_out) in that of the parameters."""
-        for linear, norm in zip(self.linears, self.norms, strict=True):
-            weight = cast("nn.Linear", linear).weight
-            y = F.linear(x.to(weight.dtype), weight)
-            x = cast("FeatureNorm", norm).silu(y).to(weight.dtype)
-        return x
+    def forward(self, x: Tensor, out: nn.Linear | None = None) -> Tensor:
+        """Map (..., d_in) of any floating dtype to (..., d_out) in that of the parameters.
+
+        Args:
+            x: (..., d_in).
+            out: a linear layer behind the hidden ones.
+        """
+        linears = [cast("nn.Linear", linear) for linear in self.linears]
+        norms = [cast("FeatureNorm", norm) for norm in self.norms]
+        every = linears if out is None else [*linears, out]
+        if every and dense_layers_run(x, [linear.weight for linear in every]):
+            layers = [norm.dense(linear) for norm, linear in zip(norms, linears, strict=True)]
+            return dense_layers(x, layers if out is None else [*layers, plain_dense(out)], EPS)
+        for linear, norm in zip(linears, norms, strict=True):
+            weight = linear.weight
+            x = norm.silu(F.linear(x.to(weight.dtype), weight)).to(weight.dtype)
+        return x if out is None else out(x)

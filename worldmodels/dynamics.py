@@ -98,7 +98,7 @@ class LatentHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (..., d_in) to log-probabilities (..., S, K)."""
-        return self._log_p(self.out(self.layers(features)))
+        return self._log_p(self.layers(features, self.out))
 
     def loop(self, known: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the head for the steps of a window whose features end in `known` (B, T, ...).

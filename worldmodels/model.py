@@ -18,6 +18,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from statewise.data.shift import Arrival
+from statewise.kernels import stack_steps
 from statewise.nets.dreamer_layers import normed_mlp, output_linear
 from statewise.nets.latents import free_kl, gumbel, kl_divergence
 from statewise.nets.symlog import TwoHot
@@ -67,7 +68,7 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., d_in) to (..., d_out)."""
-        out: Tensor = self.out(self.layers(features))
+        out: Tensor = self.layers(features, self.out)
         return out
 
 
@@ -187,8 +188,8 @@ class WorldModel(nn.Module):
             state, _ = self.dynamics.imagine_step(action, state, one, cache=cache)
             states.append(_kept(state, keep))
             actions.append(action)
-        stacked = {key: torch.stack([one[key] for one in states], 1) for key in states[0]}
-        return Imagined(stacked, torch.stack(actions, 1))
+        stacked = {key: stack_steps([one[key] for one in states]) for key in states[0]}
+        return Imagined(stacked, stack_steps(actions))
 
     def _read(self, what: str, stoch: Tensor, deter: Tensor) -> Tensor:
         parts = {"stoch": (flat_stoch(stoch),), "deter": (deter,)}

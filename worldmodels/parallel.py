@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from statewise.nets.dreamer_layers import SiLU, normed_mlp, output_linear
+from statewise.nets.dreamer_layers import LinearSiLU, normed_mlp
 from statewise.nets.latents import LatentConfig, sample_one_hot
 from statewise.ssm.build import SequenceConfig, build_sequence
 from statewise.ssm.norm import RMSNorm
@@ -80,9 +80,7 @@ class ParallelDynamics(nn.Module):
         self.read = normed_mlp(d_in, (*config.input_hidden, width), norm=norm)
         self.sequence = build_sequence(config.sequence)
         self.write: nn.Module = (
-            nn.Sequential(output_linear(width, config.deter), SiLU())
-            if config.output == "silu"
-            else RMSNorm(width)
+            LinearSiLU(width, config.deter) if config.output == "silu" else RMSNorm(width)
         )
         self.prior = LatentHead(config.deter, config.prior_hidden, latents, norm)
         self.initial = InitialLatents(config.deter, latents, config.start)

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from statewise.nets.dreamer_layers import Norm, normed_mlp, output_linear
-from statewise.nets.latents import mixed_log_p, mode_one_hot, sample_one_hot
+from statewise.nets.latents import gumbel, mixed_log_p, mode_one_hot, sample_one_hot
 from statewise.worldmodels.actions import ActionVectors
 
 MIN_STD, MAX_STD = 0.1, 1.0
@@ -137,7 +137,7 @@ class Actor(nn.Module):
 
     def forward(self, features: Tensor) -> ActionDistribution:
         """Return the policy at features."""
-        out = self.out(self.layers(features))
+        out = self.layers(features, self.out)
         if self.nvec:
             parts = out.split(self.nvec, -1)
             return OneHotActions([mixed_log_p(part, self.unimix) for part in parts])
@@ -147,11 +147,12 @@ class Actor(nn.Module):
 
     def noise(self, lead: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Draw what `sample` takes, (*lead, A): Gumbel noise of choices, else normal."""
-        noise = torch.empty((*lead, self.width), device=self.out.weight.device)
-        noise = noise.to(self.out.weight.dtype)
+        weight, shape = self.out.weight, (*lead, self.width)
         if self.nvec:
-            return -noise.exponential_(generator=generator).log()
-        return noise.normal_(generator=generator)
+            return gumbel(shape, generator, device=weight.device, dtype=weight.dtype)
+        return torch.empty(shape, device=weight.device, dtype=weight.dtype).normal_(
+            generator=generator
+        )
 
     def random(self, lead: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Draw vectors (*lead, A) uniformly: choices, or numbers in [-1, 1)."""

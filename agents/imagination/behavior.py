@@ -105,7 +105,7 @@ class Critic(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (..., 255)."""
-        out: Tensor = self.out(self.layers(features))
+        out: Tensor = self.layers(features, self.out)
         return out
 
     def value(self, features: Tensor) -> Tensor:
@@ -210,8 +210,8 @@ class Behavior(nn.Module):
         """
         config = self.config
         H, N = config.horizon, len(is_terminal)
-        noise = torch.stack([world.noise(N, generator=generator) for _ in range(H)])
-        own = torch.stack([self.actor.noise((N,), generator) for _ in range(H)])
+        noise = world.noise(H, N, generator=generator)
+        own = self.actor.noise((H, N), generator)
 
         def act(state: State, i: int) -> Tensor:
             return self.actor(self.features(state).detach()).sample(own[i])

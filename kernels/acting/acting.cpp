@@ -8,6 +8,8 @@
 //   join_step    a small network over several inputs
 //   diagonal_blocks_step
 //                one step of residual blocks around S5 or LRU, see diagonal_blocks.h
+//   dense_layers fully connected layers with norm and SiLU, see dense_layers.h
+//   stack_steps  rows of many steps one behind the other
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -15,6 +17,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -22,6 +25,7 @@
 
 #include "../elementary.h"
 #include "../rows.h"
+#include "dense_layers.h"
 #include "diagonal_blocks.h"
 
 namespace {
@@ -231,6 +235,74 @@ std::tuple<Tensor, std::vector<Tensor>> diagonal_blocks_step(
   return {y, after};
 }
 
+// ---------------------------------------------------------------- fully connected layers
+
+// x (..., K); `parts` holds of every layer its weight (N, K), its bias and weight and bias of its
+// norm, empty where there is none.
+Tensor dense_layers(const Tensor& x_, at::TensorList parts, at::IntArrayRef norms,
+                    at::IntArrayRef silus, double eps) {
+  constexpr size_t count = 4;
+  TORCH_CHECK(parts.size() == count * norms.size() && silus.size() == norms.size(),
+              "dense_layers: ", parts.size(), " parts");
+  std::vector<Tensor> dense;
+  for (const Tensor& part : parts) dense.push_back(part.contiguous());
+  const Tensor x = x_.contiguous();
+  auto shape = x.sizes().vec();
+  const int64_t K = shape.back(), B = x.numel() / K, N = parts[parts.size() - count].size(0);
+  shape.back() = N;
+  const Tensor y = at::empty(shape, x.options());
+  with_dtype(x, [&](auto zero) {
+    using A = decltype(zero);
+    std::vector<DenseLayer<A>> layers;
+    int64_t widest = 0;
+    for (size_t i = 0; i < norms.size(); ++i) {
+      const Tensor* p = &dense[count * i];
+      layers.push_back(dense_layer<A>(p[0].const_data_ptr<A>(), p[0].size(0), p[0].size(1),
+                                      data_or_null<A>(p[1]), static_cast<RowNorm>(norms[i]),
+                                      data_or_null<A>(p[2]), data_or_null<A>(p[3]), silus[i]));
+      widest = std::max(widest, layers.back().columns);
+    }
+    const A* from = x.const_data_ptr<A>();
+    A* to = y.mutable_data_ptr<A>();
+    at::parallel_for(0, (B + kDenseRows - 1) / kDenseRows, 1, [&](int64_t begin, int64_t end) {
+      std::vector<A> buffers[2] = {std::vector<A>(kDenseRows * widest),
+                                   std::vector<A>(kDenseRows * widest)};
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t first = tile * kDenseRows;
+        layers_on_tile<A>(layers, eps, from + first * K, to + first * N, buffers,
+                          std::min(kDenseRows, B - first));
+      }
+    });
+  });
+  return y;
+}
+
+// ---------------------------------------------------------------- steps of a rollout
+
+// y (N, T, ...) of T tensors (N, ...) of one shape and dtype. Torch copies them on one thread.
+Tensor stack_steps(at::TensorList xs) {
+  const Tensor& first = xs[0];
+  std::vector<Tensor> dense;
+  std::vector<const char*> from;
+  for (const Tensor& x : xs) {
+    TORCH_CHECK(x.sizes() == first.sizes() && x.dtype() == first.dtype(), "stack_steps: one form");
+    dense.push_back(x.contiguous());
+    from.push_back(static_cast<const char*>(dense.back().const_data_ptr()));
+  }
+  const int64_t N = first.size(0), T = static_cast<int64_t>(xs.size());
+  auto shape = first.sizes().vec();
+  shape.insert(shape.begin() + 1, T);
+  const Tensor y = at::empty(shape, first.options());
+  if (y.numel() == 0) return y;
+  const int64_t numbers = first.numel() / N, bytes = numbers * first.element_size();
+  char* to = static_cast<char*>(y.mutable_data_ptr());
+  for_rows(N, T * numbers, [&](int64_t i) {
+    for (int64_t t = 0; t < T; ++t)
+      std::memcpy(to + (i * T + t) * bytes, from[t] + i * bytes, bytes);
+  });
+  return y;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
@@ -252,4 +324,8 @@ TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
       "diagonal_blocks_step(Tensor x, Tensor[] parts, Tensor[] states, Tensor? reset, int norm, "
       "bool post, bool shared, int gate, float eps) -> (Tensor, Tensor[])",
       &diagonal_blocks_step);
+  m.def(
+      "dense_layers(Tensor x, Tensor[] parts, int[] norms, int[] silus, float eps) -> Tensor",
+      &dense_layers);
+  m.def("stack_steps(Tensor[] xs) -> Tensor", &stack_steps);
 }

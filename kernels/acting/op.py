@@ -21,6 +21,8 @@ _PARTS_OF_BLOCKS = ("ssm_scan_lti",)
 _DTYPES = (torch.float32, torch.float64)
 _NORMS = ("none", "layer", "rms")
 _GATES = ("none", "gelu", "full_glu", "half_glu1", "half_glu2")
+_LEAST_ROWS = 16  # for which it is worth to bring weights into another order
+_LARGEST_WIDTH = 128
 _COLUMNS = {torch.float32: 16, torch.float64: 8}  # widths of products are multiples of these
 
 
@@ -37,6 +39,23 @@ class BlockForm(NamedTuple):
     """none, gelu, full_glu, half_glu1 or half_glu2."""
     eps: float
     """Of the norm."""
+
+
+class DenseLayer(NamedTuple):
+    """A fully connected layer of `dense_layers`."""
+
+    weight: Tensor
+    """(N, K)."""
+    bias: Tensor | None
+    """(N,)."""
+    norm: str
+    """none, layer or rms, over the N results."""
+    norm_weight: Tensor | None
+    """(N,), of a norm."""
+    norm_bias: Tensor | None
+    """(N,), of a layer norm alone."""
+    silu: bool
+    """Whether x sigmoid(x) of the norm is the result."""
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
@@ -89,6 +108,18 @@ def diagonal_blocks_step_runs(
 def join_step_runs(x: Tensor, weight: Tensor) -> bool:
     """Tell whether `join_step` serves this input and weight."""
     return x.dim() == 2 and x.dtype in _DTYPES and _runs(x, weight, "auto")
+
+
+def dense_layers_run(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Tell whether `dense_layers` serves this input and weights (N, K).
+
+    It is for many rows and small layers: a product of large matrices is BLAS's.
+    """
+    if not weights or x.dtype not in _DTYPES or x.numel() < _LEAST_ROWS * x.shape[-1]:
+        return False
+    if any(max(w.shape) > _LARGEST_WIDTH or w.dtype != x.dtype for w in weights):
+        return False
+    return _runs(x, weights[0], "auto")
 
 
 def mamba_step(
@@ -187,6 +218,29 @@ def diagonal_blocks_step(
     return y, after
 
 
+def dense_layers(x: Tensor, layers: Sequence[DenseLayer], eps: float) -> Tensor:
+    """Fully connected layers one behind the other, where `dense_layers_run`; no checks.
+
+    Args:
+        x: (..., K) of the first layer.
+        layers: at least one; each reads what the one before returned.
+        eps: of the norms.
+
+    Returns:
+        (..., N) of the last layer.
+    """
+    none = x.new_empty(0)
+    parts = [
+        none if part is None else part
+        for layer in layers
+        for part in (layer.weight, layer.bias, layer.norm_weight, layer.norm_bias)
+    ]
+    norms = [_NORMS.index(layer.norm) for layer in layers]
+    silus = [int(layer.silu) for layer in layers]
+    y: Tensor = torch.ops.statewise_cpu.dense_layers(x, parts, norms, silus, eps)
+    return y
+
+
 def join_step(
     parts: Sequence[tuple[Tensor, Tensor, Tensor]],
     first: tuple[Tensor, Tensor],
@@ -204,3 +258,16 @@ def join_step(
     xs, weights, biases = zip(*parts, strict=True)
     y: Tensor = torch.ops.statewise_cpu.join_step(xs, weights, biases, *first, *second)
     return y
+
+
+def stack_steps(xs: Sequence[Tensor]) -> Tensor:
+    """Return T tensors (N, ...) of one shape and dtype as (N, T, ...).
+
+    Differentiable; one call into C++, on all threads, where no gradient is asked for.
+    """
+    first = xs[0]
+    same = first.dtype in _DTYPES and all(x.dtype == first.dtype for x in xs)
+    if same and _runs(first, first, "auto"):
+        y: Tensor = torch.ops.statewise_cpu.stack_steps(xs)
+        return y
+    return torch.stack(list(xs), 1)

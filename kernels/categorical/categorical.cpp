@@ -3,7 +3,7 @@
 //   mixed_log_softmax  y = log((1 - unimix) softmax(x) + unimix / K), rows of K
 //   free_kl            k = sum of q (log q - log p) over the classes; both halves are max(k, free)
 //   draw_one_hot       1 at the largest log p + noise of every row, else 0; straight-through
-//   gumbel_            x = -log(-log x) in place, x even in (0, 1)
+//   gumbel_            x = -log(-log u), u even in (0, 1), by a counter
 //
 // K is often 8, 16 or 32: the loops over a row are then compiled for it.
 
@@ -11,6 +11,8 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
 #include <limits>
 #include <tuple>
 #include <type_traits>
@@ -188,19 +190,26 @@ struct FreeKL : Function<FreeKL> {
 // ---------------------------------------------------------------- samples
 
 // One row: 1 where log p + noise is largest, the first of equals; NaN is larger than all numbers.
+// Without a jump where numbers are: the place of a sample cannot be foreseen.
 template <typename A, typename Count>
 void draw_row(const A* log_p, const A* noise, A* to, Count K) {
+  const int classes = static_cast<int>(K);
   A largest = -std::numeric_limits<A>::infinity();
-  bool broken = false;
-  for (int64_t k = 0; k < K; ++k) {
+  int broken = 0, best = classes - 1;
+#pragma omp simd reduction(max : largest) reduction(| : broken)
+  for (int k = 0; k < classes; ++k) {
     const A value = to[k] = log_p[k] + noise[k];
     largest = value > largest ? value : largest;
     broken |= value != value;
   }
-  int64_t best = 0;
-  while (best < K - 1 && (broken ? to[best] == to[best] : to[best] != largest)) ++best;
-  for (int64_t k = 0; k < K; ++k) to[k] = log_p[k] - log_p[k];  // 0, or NaN
-  to[best] += A(1);
+#pragma omp simd reduction(min : best)
+  for (int k = 0; k < classes; ++k) {
+    const bool here = broken ? to[k] != to[k] : to[k] == largest;
+    best = std::min(best, here ? k : classes - 1);
+  }
+#pragma omp simd
+  for (int k = 0; k < classes; ++k)
+    to[k] = (log_p[k] - log_p[k]) + (k == best ? A(1) : A(0));  // 0 or 1, or NaN
 }
 
 struct DrawOneHot : Function<DrawOneHot> {
@@ -240,6 +249,52 @@ struct DrawOneHot : Function<DrawOneHot> {
   }
 };
 
+// ---------------------------------------------------------------- noise
+
+constexpr int64_t kWords = 256;  // drawn one after the other, so that loops are over words alone
+
+// Word i of SplitMix64 that starts at `seed`.
+[[gnu::always_inline]] inline uint64_t word(uint64_t seed, uint64_t i) {
+  uint64_t z = seed + (i + 1) * 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+// The middle of one of 2^23 or 2^52 parts of (0, 1); all of them are exact.
+[[gnu::always_inline]] inline float even(uint32_t bits) {
+  return __builtin_bit_cast(float, 0x3F800000u | (bits >> 9)) - (1.0f - 0x1p-24f);
+}
+[[gnu::always_inline]] inline double even(uint64_t bits) {
+  return __builtin_bit_cast(double, 0x3FF0000000000000u | (bits >> 12)) - (1.0 - 0x1p-53);
+}
+
+// x dense. A word makes two numbers of float32, the lower half first, or one of float64.
+void gumbel_(Tensor x, int64_t seed) {
+  TORCH_CHECK(x.is_contiguous(), "gumbel_: a dense tensor");
+  const int64_t count = x.numel();
+  with_dtype(x, [&](auto zero) {
+    using A = decltype(zero);
+    using Bits = std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>;
+    constexpr int64_t numbers = kWords * sizeof(uint64_t) / sizeof(A);  // of a task
+    A* data = x.mutable_data_ptr<A>();
+    for_rows((count + numbers - 1) / numbers, 4 * numbers, [&](int64_t task) {
+      uint64_t words[kWords];
+      Bits bits[numbers];
+#pragma omp simd
+      for (int64_t i = 0; i < kWords; ++i)
+        words[i] = word(static_cast<uint64_t>(seed), static_cast<uint64_t>(task * kWords + i));
+      std::memcpy(bits, words, sizeof(words));
+      A* to = data + task * numbers;
+      const int64_t rest = std::min(numbers, count - task * numbers);
+#pragma omp simd
+      for (int64_t i = 0; i < rest; ++i) to[i] = -log_(-log_(even(bits[i])));
+    });
+  });
+}
+
+// ---------------------------------------------------------------- calls
+
 // x (..., K), unimix in [0, 1).
 Tensor mixed_log_softmax(const Tensor& x, double unimix) {
   return MixedLogSoftmax::apply(x, unimix);
@@ -257,24 +312,11 @@ Tensor draw_one_hot(const Tensor& log_p, const Tensor& noise) {
   return DrawOneHot::apply(log_p, noise);
 }
 
-// x dense, in (0, 1).
-void gumbel_(Tensor x) {
-  TORCH_CHECK(x.is_contiguous(), "gumbel_: a dense tensor");
-  with_dtype(x, [&](auto zero) {
-    using A = decltype(zero);
-    A* data = x.mutable_data_ptr<A>();
-    at::parallel_for(0, x.numel(), kGrain, [&](int64_t begin, int64_t end) {
-#pragma omp simd
-      for (int64_t i = begin; i < end; ++i) data[i] = -log_(-log_(data[i]));
-    });
-  });
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
   m.def("mixed_log_softmax(Tensor x, float unimix) -> Tensor", &mixed_log_softmax);
   m.def("free_kl(Tensor log_q, Tensor log_p, float free) -> (Tensor, Tensor)", &free_kl);
   m.def("draw_one_hot(Tensor log_p, Tensor noise) -> Tensor", &draw_one_hot);
-  m.def("gumbel_(Tensor(a!) x) -> ()", &gumbel_);
+  m.def("gumbel_(Tensor(a!) x, int seed) -> ()", &gumbel_);
 }

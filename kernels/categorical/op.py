@@ -12,6 +12,9 @@ from torch import Tensor
 from statewise.kernels.dispatch import trains_in_cpp
 
 OP = "categorical"
+# SplitMix64: step of the counter, and shift and factor of its two rounds, as int64.
+_GAMMA = 0x9E3779B97F4A7C15 - 2**64
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 def mixed_log_softmax(logits: Tensor, unimix: float) -> Tensor:
@@ -72,9 +75,40 @@ def draw_one_hot(log_p: Tensor, noise: Tensor) -> Tensor:
     return one_hot + (p - p.detach())  # the bracket is exactly 0
 
 
-def gumbel_(even: Tensor) -> Tensor:
-    """Turn numbers that are even in (0, 1) into standard Gumbel noise -log(-log u), in place."""
-    if even.is_contiguous() and trains_in_cpp(OP, even):
-        torch.ops.statewise_cpu.gumbel_(even)
-        return even
-    return even.log_().neg_().log_().neg_()
+def gumbel_(x: Tensor, seed: int) -> Tensor:
+    """Fill x with standard Gumbel noise -log(-log u), u even in (0, 1).
+
+    u comes from a counter: word i is that of SplitMix64 (Steele, Lea and Flood 2014, "Fast
+    splittable pseudorandom number generators") that starts at the seed. The upper 23 bits of its
+    lower and of its upper half make two numbers of float32, its upper 52 one of float64. The noise
+    depends on the seed alone, not on threads.
+
+    Args:
+        x: dense, on the CPU, float32 or float64.
+        seed: int64.
+
+    Returns:
+        x. Noise is in [-3, 17] for float32, in [-4, 37] for float64.
+    """
+    if trains_in_cpp(OP, x):
+        torch.ops.statewise_cpu.gumbel_(x, seed)
+        return x
+    return x.copy_(_even(x.numel(), seed, x.dtype).log_().neg_().log_().neg_().view_as(x))
+
+
+def _even(count: int, seed: int, dtype: torch.dtype) -> Tensor:
+    """Return the numbers (count,) in (0, 1) of which `gumbel_` makes noise."""
+    words = count if dtype == torch.float64 else (count + 1) // 2
+    z = torch.arange(1, words + 1) * _GAMMA + seed  # int64 wraps around
+    for shift, factor in _ROUNDS:
+        z = (z ^ _shifted(z, shift)) * factor
+    z = z ^ _shifted(z, 31)
+    if dtype == torch.float64:
+        return (_shifted(z, 12).double() + 0.5) * 2.0**-52
+    halves = torch.stack((_shifted(z, 9) & (2**23 - 1), _shifted(z, 41)), -1)
+    return (halves.flatten()[:count].float() + 0.5) * 2.0**-23
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Return z (...) int64 as words of 64 bits, shifted to the right."""
+    return (z >> bits) & (2 ** (64 - bits) - 1)

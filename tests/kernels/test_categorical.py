@@ -105,7 +105,7 @@ def test_both_halves_send_their_own_gradients_at_once():
 @DTYPES
 def test_a_draw_is_the_largest_and_has_the_gradient_of_p(shape, dtype):
     log_p = _draw(*shape, dtype=dtype).log_softmax(-1).detach().requires_grad_()
-    noise = gumbel_(torch.rand(shape, dtype=dtype))
+    noise = gumbel_(torch.empty(shape, dtype=dtype), 3)
     one_hot = draw_one_hot(log_p, noise)
     assert torch.equal(one_hot.argmax(-1), (log_p + noise).argmax(-1))
     assert torch.equal(one_hot.sum(-1), torch.ones(shape[:-1], dtype=dtype))
@@ -130,15 +130,65 @@ def test_a_draw_takes_the_first_of_equals_and_keeps_nan(is_composed, monkeypatch
     assert torch.equal(one_hot.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
+def _splitmix(seed: int, count: int) -> list[int]:
+    """Return the words of SplitMix64 as its authors wrote it."""
+    words, state = [], seed
+    for _ in range(count):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        words.append(z ^ (z >> 31))
+    return words
+
+
+def test_the_words_are_those_published():
+    assert _splitmix(1234567, 2) == [6457827717110365317, 3203168211198807973]
+
+
+# Around words, tasks of 256 words and vectors.
+@pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 511, 512, 513, 3000])
+@pytest.mark.parametrize("seed", [0, 1234567, 2**63 - 1])
+@pytest.mark.parametrize("is_composed", [False, True])
 @DTYPES
-def test_noise_is_minus_the_logarithm_of_minus_the_logarithm(dtype):
-    tiny = torch.finfo(dtype).tiny
-    below_one = 1 - torch.finfo(dtype).eps / 2
-    ends = torch.tensor([tiny, 1e-30, 0.25, 0.5, math.exp(-1), 0.75, below_one], dtype=dtype)
-    even = torch.cat((ends, torch.rand(50_000, dtype=dtype).clamp(min=tiny)))
-    expected = -(-even.double().log()).log()
-    assert_close(gumbel_(even.clone()), expected, dtype, 1)
-    assert_close(gumbel_(even.repeat_interleave(2)[::2]), expected, dtype, 1)
+def test_noise_is_minus_the_logarithm_of_minus_the_logarithm(
+    count, seed, is_composed, dtype, monkeypatch
+):
+    if is_composed:
+        monkeypatch.setattr(op, "trains_in_cpp", lambda *tensors, **settings: False)
+    if dtype == torch.float64:
+        even = [((word >> 12) + 0.5) / 2**52 for word in _splitmix(seed, count)]
+    else:
+        halves = [half for word in _splitmix(seed, count) for half in (word % 2**32, word >> 32)]
+        even = [((half >> 9) + 0.5) / 2**23 for half in halves[:count]]
+    noise = gumbel_(torch.empty(count, dtype=dtype), seed)
+    expected = torch.tensor([-math.log(-math.log(u)) for u in even], dtype=torch.float64)
+    assert_close(noise, expected, dtype, 1)
+
+
+@DTYPES
+def test_noise_is_finite_at_both_ends(dtype, monkeypatch):
+    monkeypatch.setattr(op, "trains_in_cpp", lambda *tensors, **settings: False)
+    parts = 2.0**52 if dtype == torch.float64 else 2.0**23
+    ends = torch.tensor([0.5 / parts, (parts - 0.5) / parts], dtype=dtype)
+    assert ends[0] > 0
+    assert ends[1] < 1
+    monkeypatch.setattr(op, "_even", lambda *args: ends.clone())
+    low, high = gumbel_(torch.empty(2, dtype=dtype), 0).tolist()
+    assert -4 < low < -2.7
+    assert 16 < high < 37
+
+
+def test_noise_does_not_depend_on_threads_and_fills_every_shape():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = gumbel_(torch.empty(9, 70, 33), 5)
+        torch.set_num_threads(2)
+        assert torch.equal(gumbel_(torch.empty(9, 70, 33), 5), one)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(gumbel_(torch.empty(9 * 70 * 33), 5).view(9, 70, 33), one)
+    assert gumbel_(torch.empty(0), 5).shape == (0,)
 
 
 def test_no_second_derivative_is_an_error_not_a_zero():
@@ -168,14 +218,13 @@ def test_arrays_that_are_not_dense_give_the_same(steps):
 
 def test_what_one_call_does_not_serve_is_the_composition(monkeypatch):
     x, y = (_draw(6, 8, dtype=torch.float32, seed=i) for i in range(2))
-    even = torch.rand(6, 8).clamp(min=1e-30)
     calls = [
         lambda: mixed_log_softmax(x, 0.0),
         lambda: mixed_log_softmax(x, 0.01),
         lambda: free_kl(x.log_softmax(-1), y.log_softmax(-1), 1.0)[0],
         lambda: free_kl(x.log_softmax(-1), y.log_softmax(-1), 1.0)[1],
         lambda: draw_one_hot(x, y),
-        lambda: gumbel_(even.clone()),
+        lambda: gumbel_(torch.empty(6, 8), 4),
     ]
     fast = [call() for call in calls]
     monkeypatch.setattr(op, "trains_in_cpp", lambda *tensors, **settings: False)

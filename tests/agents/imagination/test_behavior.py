@@ -118,8 +118,8 @@ def test_rewards_and_discounts_are_those_of_the_states_arrived_at(
         agent.generator.manual_seed(0)
         one = agent.behavior.imagine(agent.world, start, is_terminal, agent.generator)
         agent.generator.manual_seed(0)
-        noise = torch.stack([agent.world.noise(5, generator=agent.generator) for _ in range(3)])
-        own = [agent.behavior.actor.noise((5,), agent.generator) for _ in range(3)]
+        noise = agent.world.noise(3, 5, generator=agent.generator)
+        own = agent.behavior.actor.noise((3, 5), agent.generator)
         state, weight = start, (~is_terminal).float()
         for i in range(3):
             read = agent.behavior.features(state)
