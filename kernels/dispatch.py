@@ -57,7 +57,7 @@ def _warn_fallback(reason: str) -> None:
 
 
 # Called while a graph is traced as well; within one process the answer never changes.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@extension.constant_in_graphs
 @functools.cache
 def triton_missing(device_type: str) -> str:
     """Return "" if Triton kernels can run on tensors of this device type, else why not.
@@ -82,7 +82,7 @@ def triton_missing(device_type: str) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@extension.constant_in_graphs
 @functools.cache
 def _has_triton(op: str) -> bool:
     return (Path(__file__).resolve().parent / op / "triton.py").exists()

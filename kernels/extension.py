@@ -16,13 +16,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import ninja
 import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 OPS: tuple[str, ...] = (
     "linear_scan",
@@ -156,8 +159,18 @@ def _reason(op: str) -> str:
     return _load_or_build(op, retry=False)
 
 
+def constant_in_graphs(function: F) -> F:
+    """Let `torch.compile` take a function's answers as constants and not trace into it.
+
+    It sets the mark of `torch.compiler.assume_constant_result`, which would load the whole compiler
+    for it: two seconds of every command.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 # The compiler must not trace into the build; within one process the answer never changes.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def reason_missing(op: str) -> str:
     """Return "" if the C++ kernel of `op` is loaded (building it if need be), else why not."""
     return _reason(op)

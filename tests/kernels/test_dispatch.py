@@ -1,6 +1,8 @@
 """Which backend runs: the rule, what happens without a compiler, and what is told about it."""
 
 import importlib
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -188,3 +190,15 @@ def test_fresh_memory_of_the_python_backends_is_poisoned_in_tests(name):
     assert backend.torch.empty_like(torch.zeros(2, dtype=torch.complex64)).isnan().all()
     assert backend.torch.zeros(3).eq(0).all()
     assert backend.torch is not torch
+
+
+def test_neither_agents_nor_a_first_call_load_the_compiler():
+    # It takes two seconds, which every command would wait for.
+    code = (
+        "import sys, torch, statewise.agents, statewise.training.api\n"
+        "from statewise.kernels import linear_scan\n"
+        "linear_scan(torch.rand(3), torch.rand(1, 4, 3))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False", out.stderr
