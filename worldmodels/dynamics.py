@@ -27,6 +27,8 @@ class Dynamics(Protocol):
     give the same samples.
     """
 
+    prior: "LatentHead"
+    """Of z, from h."""
     d_deter: int
     """Width of h."""
     d_hidden: int
@@ -76,8 +78,11 @@ class Dynamics(Protocol):
         noise: Tensor,
         *,
         cache: Cache | None = None,
-    ) -> tuple[State, Tensor, Tensor]:
-        """Run one step (B, ...); return the state, log q and log p (B, S, K)."""
+    ) -> tuple[State, Tensor]:
+        """Run one step (B, ...); return the state and log q (B, S, K).
+
+        log p is `prior` of its h; acting does not ask for it.
+        """
         ...
 
     def imagine_step(

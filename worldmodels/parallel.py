@@ -158,24 +158,24 @@ class ParallelDynamics(nn.Module):
         noise: Tensor,
         *,
         cache: Cache | None = None,
-    ) -> tuple[State, Tensor, Tensor]:
+    ) -> tuple[State, Tensor]:
         """Run one step of `observe`; see `Dynamics`."""
         log_q = self.posterior(embed)
-        after, log_p = self._advance(action, state, reset, cache)
-        return after | {"stoch": sample_one_hot(log_q, noise)}, log_q, log_p
+        after = self._advance(action, state, reset, cache)
+        return after | {"stoch": sample_one_hot(log_q, noise)}, log_q
 
     def imagine_step(
         self, action: Tensor, state: State, noise: Tensor, *, cache: Cache | None = None
     ) -> tuple[State, Tensor]:
         """Run one step without an observation; see `Dynamics`."""
-        after, log_p = self._advance(action, state, None, cache)
+        after = self._advance(action, state, None, cache)
+        log_p = self.prior(after["deter"])
         return after | {"stoch": sample_one_hot(log_p, noise)}, log_p
 
     def _advance(
         self, action: Tensor, state: State, reset: Tensor | None, cache: Cache | None
-    ) -> tuple[State, Tensor]:
+    ) -> State:
         start = None if reset is None else self.initial(self.prior, cache)[1]
         u = self._inputs(state["stoch"], action, reset, start)
         y, core = self.sequence.step(u, core_of(state), reset, cache=cache)
-        deter = self.write(y)
-        return {"deter": deter, **prefixed(core, CORE)}, self.prior(deter)
+        return {"deter": self.write(y), **prefixed(core, CORE)}

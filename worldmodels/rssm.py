@@ -256,7 +256,7 @@ class RSSM(nn.Module):
         noise: Tensor,
         *,
         cache: Cache | None = None,
-    ) -> tuple[State, Tensor, Tensor]:
+    ) -> tuple[State, Tensor]:
         """Run one step of `observe`; see `Dynamics`."""
         h, z = state["deter"], state["stoch"]
         if reset is not None:
@@ -266,7 +266,7 @@ class RSSM(nn.Module):
         h = self._next(h, z, action)
         log_q = self.posterior(torch.cat((h, embed), -1) if self.is_recurrent else embed)
         z = sample_one_hot(log_q, noise)
-        return {"stoch": z, "deter": h, HIDDEN: h}, log_q, self.prior(h)
+        return {"stoch": z, "deter": h, HIDDEN: h}, log_q
 
     def imagine_step(
         self, action: Tensor, state: State, noise: Tensor, *, cache: Cache | None = None

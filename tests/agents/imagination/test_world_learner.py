@@ -146,9 +146,9 @@ def test_the_loss_is_the_mean_over_observations_of_its_weighted_terms(
                 if t:
                     action[0, episode.actions[t - 1]] = 1
                 one = noise[line, column + t][None]
-                state, log_q, log_p = world.dynamics.observe_step(
-                    world.encoder(obs), action, state, None, one
-                )
+                embed = world.encoder(obs)
+                state, log_q = world.dynamics.observe_step(embed, action, state, None, one)
+                log_p = world.dynamics.prior(state["deter"])
                 if t == 0 and first_rows == "context":
                     continue
                 num += 1
