@@ -138,10 +138,11 @@ class DiagonalLayer(nn.Module, ABC):
 
 def _step_form(system: Discrete) -> Cache:
     """Split the product with `a` for real arithmetic: a_same * h + a_cross * (h swapped)."""
-    a = system.a
+    imaginary = system.a[:, 1:]
     return {
-        "a_same": a[:, :1],
-        "a_cross": torch.stack((-a[:, 1], a[:, 1]), -1),
+        "a": system.a,
+        "a_same": system.a[:, :1],
+        "a_cross": torch.cat((-imaginary, imaginary), 1),
         "w_in": system.w_in,
         "w_out": system.w_out,
     }

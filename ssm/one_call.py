@@ -62,11 +62,10 @@ def prepare(blocks: Sequence[Block], cache: Cache) -> Cache:
 def _parts(block: Block, cache: Cache, prefix: str) -> tuple[Tensor, ...]:
     layer, norm, gate = cast("DiagonalLayer", block.layer), block.norm, block.gate
     none = layer.D.new_empty(0)
-    a = torch.cat((cache[f"{prefix}a_same"], cache[f"{prefix}a_cross"][:, 1:]), 1)
     return (
         getattr(norm, "weight", none).detach(),
         getattr(norm, "bias", none).detach(),
-        a,
+        cache[f"{prefix}a"],
         cache[f"{prefix}w_in"].t().contiguous(),
         cache[f"{prefix}w_out"].t().contiguous(),
         layer.D.detach(),
