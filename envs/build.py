@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, get_args
 
 import gymnasium
@@ -23,6 +24,7 @@ from statewise.envs import (
     gymnax,
     memory_maze,
     minigrid,
+    mujoco_log,
     popgym,
     projected,
     tasks,
@@ -227,6 +229,8 @@ def _make_single(
             return FirstOf(source.vector(1, **kwargs))
         source = source.single
     if isinstance(source, EnvSpec):
+        if "gymnasium.envs.mujoco" in str(source.entry_point) and find_spec("mujoco"):
+            mujoco_log.tell_each_once()
         env = gymnasium.make(source, disable_env_checker=True, **kwargs)
     else:
         env = source(**kwargs)

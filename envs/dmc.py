@@ -16,7 +16,7 @@ from typing import Any
 
 import gymnasium
 
-from statewise.envs import opengl
+from statewise.envs import mujoco_log, opengl
 from statewise.envs.dm_env import DmEnv
 from statewise.envs.protocol import EnvError
 
@@ -41,7 +41,9 @@ def load_library(name: str) -> Any:
     with warnings.catch_warnings():
         # dm_control 1.0.50 looks for a screen when it is imported
         warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing")
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+    mujoco_log.tell_each_once()
+    return module
 
 
 def ids() -> Collection[str]:
