@@ -42,6 +42,7 @@ def run_job(job: Job) -> Answer:
         Its answer; {"error": text} for what a user can cause, {"missing": text} where a peer
         is not installed, with the line that installs it.
     """
+    import_module("torch._dynamo")  # torch's optimisers load it when made: two seconds, untimed
     run = import_module(JOBS[job["kind"]]).run_job
     try:
         answer: Answer = run(job)
