@@ -117,6 +117,8 @@ def dense_layers_run(x: Tensor, weights: Sequence[Tensor]) -> bool:
     """
     if not weights or x.dtype not in _DTYPES or x.numel() < _LEAST_ROWS * x.shape[-1]:
         return False
+    if x.shape[-1] != weights[0].shape[1]:  # torch says what is wrong
+        return False
     if any(max(w.shape) > _LARGEST_WIDTH or w.dtype != x.dtype for w in weights):
         return False
     return _runs(x, weights[0], "auto")

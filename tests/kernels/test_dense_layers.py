@@ -131,6 +131,9 @@ def test_what_the_call_does_not_serve_is_left_to_the_composition():
         assert dense_layers_run(x.reshape(8, 8, 8), [weight])
         assert not dense_layers_run(x[:15], [weight])
         assert not dense_layers_run(x, [])
+        assert not dense_layers_run(x[:, :7], [weight])
+        with pytest.raises(RuntimeError, match="64x7 and 8x16"):
+            normed_mlp(8, (16,))(x[:, :7])
         assert not dense_layers_run(x.double(), [weight])
         assert not dense_layers_run(x, [weight, weight.double()])
         assert not dense_layers_run(x, [weight, torch.randn(8, op._LARGEST_WIDTH + 1)])
