@@ -137,7 +137,7 @@ class DiagonalLayer(nn.Module, ABC):
 
 
 def _step_form(system: Discrete) -> Cache:
-    """Split the product with `a` for real arithmetic: a_same * h + a_cross * (h swapped)."""
+    """Return the system, and `a` split for real arithmetic: a_same * h + a_cross * (h swapped)."""
     imaginary = system.a[:, 1:]
     return {
         "a": system.a,

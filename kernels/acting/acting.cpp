@@ -264,13 +264,13 @@ Tensor dense_layers(const Tensor& x_, at::TensorList parts, at::IntArrayRef norm
     }
     const A* from = x.const_data_ptr<A>();
     A* to = y.mutable_data_ptr<A>();
-    at::parallel_for(0, (B + kDenseRows - 1) / kDenseRows, 1, [&](int64_t begin, int64_t end) {
-      std::vector<A> buffers[2] = {std::vector<A>(kDenseRows * widest),
-                                   std::vector<A>(kDenseRows * widest)};
+    at::parallel_for(0, (B + kTileRows - 1) / kTileRows, 1, [&](int64_t begin, int64_t end) {
+      std::vector<A> buffers[2] = {std::vector<A>(kTileRows * widest),
+                                   std::vector<A>(kTileRows * widest)};
       for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t first = tile * kDenseRows;
+        const int64_t first = tile * kTileRows;
         layers_on_tile<A>(layers, eps, from + first * K, to + first * N, buffers,
-                          std::min(kDenseRows, B - first));
+                          std::min(kTileRows, B - first));
       }
     });
   });

@@ -11,13 +11,11 @@
 #include <vector>
 
 #include "../elementary.h"
-#include "../gemm.h"
 #include "../row_norm.h"
+#include "panels.h"
 
 namespace statewise {
 namespace {  // every library has its own
-
-constexpr int64_t kDenseRows = 24;
 
 template <typename A>
 struct DenseLayer {
@@ -44,9 +42,7 @@ template <typename A>
 void layer_on_tile(const DenseLayer<A>& layer, double eps, const A* x, int64_t ldx, A* y,
                    int64_t rows) {
   const int64_t columns = layer.columns, N = layer.N;
-  for (int64_t j = 0; j < columns; j += Lanes<A>::pair)
-    multiply<A>(x, ldx, layer.weight.data() + j, columns, y + j, columns, rows, layer.K,
-                Lanes<A>::pair, false);
+  multiply_panels<A>(x, ldx, layer.weight.data(), y, rows, layer.K, columns);
   for (int64_t i = 0; i < rows; ++i) {
     A* __restrict row = y + i * columns;
     const A* __restrict bias = layer.bias;

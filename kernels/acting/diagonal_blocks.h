@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "../elementary.h"
-#include "../gemm.h"
 #include "../row_norm.h"
+#include "panels.h"
 
 namespace statewise {
 namespace {  // every library has its own
@@ -42,15 +42,6 @@ struct DiagonalBlock {
   A* after;                          // (B, P, 2)
   int64_t numbers;                   // 2 P
 };
-
-constexpr int64_t kTileRows = 24;
-
-// c (rows, N) = a (rows, K) b (K, N), dense; a panel of b stays in the nearest cache for all rows.
-template <typename A>
-void multiply_panels(const A* a, const A* b, A* c, int64_t rows, int64_t K, int64_t N) {
-  for (int64_t j = 0; j < N; j += Lanes<A>::pair)
-    multiply<A>(a, K, b + j, N, c + j, N, rows, K, Lanes<A>::pair, false);
-}
 
 // h' = a h + driven, in place of driven.
 template <typename A>
@@ -109,11 +100,11 @@ void block_on_tile(const BlockForm& form, const DiagonalBlock<A>& block, TileBuf
     for (int64_t i = 0; i < rows; ++i) norm(x + i * H, u + i * H);
   const A* input = pre ? u : x;
   A* after = block.after + first * numbers;
-  multiply_panels<A>(input, block.w_in, after, rows, H, numbers);
+  multiply_panels<A>(input, H, block.w_in, after, rows, H, numbers);
   for (int64_t i = 0; i < rows; ++i)
     advance_row<A>(block, block.h + (first + i) * numbers, after + i * numbers,
                    reset && reset[first + i]);
-  multiply_panels<A>(after, block.w_out, v, rows, numbers, H);
+  multiply_panels<A>(after, numbers, block.w_out, v, rows, numbers, H);
   for (int64_t i = 0; i < rows; ++i) {
     A *row = v + i * H, *activated = u + i * H;
     const A* in = input + i * H;
@@ -125,7 +116,7 @@ void block_on_tile(const BlockForm& form, const DiagonalBlock<A>& block, TileBuf
   }
   const int64_t G = form.gate == RowGate::full_glu ? 2 * H : H;
   if (form.gate != RowGate::none && form.gate != RowGate::gelu)
-    multiply_panels<A>(u, block.gate_weight, g, rows, H, G);
+    multiply_panels<A>(u, H, block.gate_weight, g, rows, H, G);
   for (int64_t i = 0; i < rows; ++i) {
     A* row = x + i * H;
     gate_row<A>(form.gate, v + i * H, u + i * H, g + i * G, block.gate_bias, row, H);

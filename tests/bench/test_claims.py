@@ -99,7 +99,9 @@ def test_controls_differ_in_their_memory_alone(name: str) -> None:
         kept, none = (claim.arm(arm).config(1) for arm in (check.arm, check.over))
         cleared = replace(kept.agent.sequence, memory="none")
         env = replace(kept.env, inputs=())  # a last action would carry a message over the cut
-        if "previous_reward" in kept.env.inputs:  # gives a velocity away: controls with and without
+        # It gives a velocity away: the claim says so, and has controls with and without it.
+        assert ("previous_reward" in kept.env.inputs) == ("reward" in name)
+        if "reward" in name:
             assert {other.over for other in claim.checks if other.arm == check.arm} == {
                 f"{check.arm}_none",
                 f"{check.arm}_blind",
