@@ -155,8 +155,12 @@ class LinearSiLU(nn.Sequential):
         """Map (..., d_in) to (..., d_out)."""
         linear = cast("nn.Linear", self[0])
         if dense_layers_run(x, [linear.weight]):
-            return dense_layers(x, [plain_dense(linear, silu=True)], EPS)
+            return dense_layers(x, self.dense(), EPS)
         return norm_silu(linear(x), "none")
+
+    def dense(self) -> list[DenseLayer]:
+        """Return the layer for `dense_layers`."""
+        return [plain_dense(cast("nn.Linear", self[0]), silu=True)]
 
 
 def plain_dense(linear: nn.Linear, *, silu: bool = False) -> DenseLayer:
@@ -191,12 +195,19 @@ class NormedMLP(nn.Module):
             out: a linear layer behind the hidden ones.
         """
         linears = [cast("nn.Linear", linear) for linear in self.linears]
-        norms = [cast("FeatureNorm", norm) for norm in self.norms]
         every = linears if out is None else [*linears, out]
         if every and dense_layers_run(x, [linear.weight for linear in every]):
-            layers = [norm.dense(linear) for norm, linear in zip(norms, linears, strict=True)]
-            return dense_layers(x, layers if out is None else [*layers, plain_dense(out)], EPS)
-        for linear, norm in zip(linears, norms, strict=True):
+            return dense_layers(x, self.dense(out), EPS)
+        for linear, norm in zip(linears, self.norms, strict=True):
             weight = linear.weight
-            x = norm.silu(F.linear(x.to(weight.dtype), weight)).to(weight.dtype)
+            x = cast("FeatureNorm", norm).silu(F.linear(x.to(weight.dtype), weight))
+            x = x.to(weight.dtype)
         return x if out is None else out(x)
+
+    def dense(self, out: nn.Linear | None = None) -> list[DenseLayer]:
+        """Return all layers, and `out` behind them, for `dense_layers`."""
+        layers = [
+            cast("FeatureNorm", norm).dense(cast("nn.Linear", linear))
+            for norm, linear in zip(self.norms, self.linears, strict=True)
+        ]
+        return layers if out is None else [*layers, plain_dense(out)]

@@ -6,17 +6,37 @@ the call computes, the blocks run one after the other.
 
 from collections.abc import Sequence
 from functools import cache as cached
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from statewise.kernels import BlockForm, diagonal_blocks_step, diagonal_blocks_step_runs
+from statewise.kernels import (
+    Backend,
+    BlockForm,
+    diagonal_blocks_step,
+    diagonal_blocks_step_runs,
+)
 from statewise.ssm.block import Block
 from statewise.ssm.diagonal import DiagonalLayer
 from statewise.ssm.protocol import Cache, State
 
 KEY = "one_call."
+
+
+class OneCall(NamedTuple):
+    """What a call for all blocks of a stack takes besides the input."""
+
+    form: BlockForm
+    """Of the blocks."""
+    parts: list[tuple[Tensor, ...]]
+    """Of each block, as in `kernels.diagonal_blocks_step`."""
+    states: list[Tensor]
+    """Of each block, before the step."""
+    backend: Backend
+    """Of the layers."""
+
+
 _PARTS = ("norm_weight", "norm_bias", "a", "w_in", "w_out", "skip", "gate", "gate_bias", "h_init")
 
 
@@ -75,28 +95,37 @@ def _parts(block: Block, cache: Cache, prefix: str) -> tuple[Tensor, ...]:
     )
 
 
-def step(
-    form: BlockForm,
-    blocks: Sequence[Block],
-    x: Tensor,
-    state: State,
-    reset: Tensor | None,
-    cache: Cache,
-) -> tuple[Tensor, State] | None:
-    """Run one step; None if the call does not serve this input.
+def gather(form: BlockForm, blocks: Sequence[Block], state: State, cache: Cache) -> OneCall | None:
+    """Return what a call takes; None where nothing was prepared.
 
     Args:
         form: of the blocks.
         blocks: of the stack.
-        x: (B, H).
         state: of the stack.
-        reset: (B,) bool or None.
         cache: with what `prepare` returned.
     """
-    layer = cast("DiagonalLayer", blocks[0].layer)
-    before = [state[f"{i}.h"] for i in range(len(blocks))]
-    if not diagonal_blocks_step_runs(x, before, form, layer.backend):
+    names = _names(len(blocks))
+    if names[0][0] not in cache:
         return None
-    parts = [tuple(map(cache.__getitem__, names)) for names in _names(len(blocks))]
-    y, after = diagonal_blocks_step(x, parts, before, reset, form)
-    return y, {f"{i}.h": h for i, h in enumerate(after)}
+    layer = cast("DiagonalLayer", blocks[0].layer)
+    parts = [tuple(map(cache.__getitem__, of_block)) for of_block in names]
+    return OneCall(form, parts, [state[f"{i}.h"] for i in range(len(blocks))], layer.backend)
+
+
+def state_of(after: Sequence[Tensor]) -> State:
+    """Return the states of all blocks as that of the stack."""
+    return {f"{i}.h": h for i, h in enumerate(after)}
+
+
+def step(call: OneCall, x: Tensor, reset: Tensor | None) -> tuple[Tensor, State] | None:
+    """Run one step; None if the call does not serve this input.
+
+    Args:
+        call: of the stack.
+        x: (B, H).
+        reset: (B,) bool or None.
+    """
+    if not diagonal_blocks_step_runs(x, call.states, call.form, call.backend):
+        return None
+    y, after = diagonal_blocks_step(x, call.parts, call.states, reset, call.form)
+    return y, state_of(after)

@@ -63,6 +63,12 @@ class Stack(nn.Module):
             cache |= one_call.prepare([block for _, block in self._each()], cache)
         return cache
 
+    def as_one_call(self, state: State, cache: Cache | None) -> one_call.OneCall | None:
+        """Return what one call for a step of all blocks takes; None without such a call."""
+        if self._form is None or cache is None:
+            return None
+        return one_call.gather(self._form, [block for _, block in self._each()], state, cache)
+
     def step(
         self,
         x: Tensor,
@@ -72,11 +78,10 @@ class Stack(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[Tensor, State]:
         """Run one step; see `SequenceModel`."""
-        if self._form is not None and cache is not None:
-            blocks = [block for _, block in self._each()]
-            done = one_call.step(self._form, blocks, x, state, reset, cache)
-            if done is not None:
-                return done
+        call = self.as_one_call(state, cache)
+        done = None if call is None else one_call.step(call, x, reset)
+        if done is not None:
+            return done
         last: State = {}
         for prefix, block in self._each():
             own = None if cache is None else select(cache, prefix)

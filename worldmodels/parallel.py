@@ -19,11 +19,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from statewise.nets.dreamer_layers import LinearSiLU, normed_mlp
+from statewise.kernels import LatentModel, imagine_step, imagine_step_runs
+from statewise.nets.dreamer_layers import EPS, LinearSiLU, normed_mlp
 from statewise.nets.latents import LatentConfig, sample_one_hot
+from statewise.ssm import one_call
 from statewise.ssm.build import SequenceConfig, build_sequence
 from statewise.ssm.norm import RMSNorm
 from statewise.ssm.protocol import Cache, State
+from statewise.ssm.stack import Stack
 from statewise.ssm.state import num_elements, prefixed
 from statewise.worldmodels.dynamics import InitialLatents, LatentHead, Start
 from statewise.worldmodels.state import CORE, Observed, core_of, flat_stoch, masked
@@ -168,9 +171,32 @@ class ParallelDynamics(nn.Module):
         self, action: Tensor, state: State, noise: Tensor, *, cache: Cache | None = None
     ) -> tuple[State, Tensor]:
         """Run one step without an observation; see `Dynamics`."""
+        done = self._imagine_in_one_call(action, state, noise, cache)
+        if done is not None:
+            return done
         after = self._advance(action, state, None, cache)
         log_p = self.prior(after["deter"])
         return after | {"stoch": sample_one_hot(log_p, noise)}, log_p
+
+    def _imagine_in_one_call(
+        self, action: Tensor, state: State, noise: Tensor, cache: Cache | None
+    ) -> tuple[State, Tensor] | None:
+        if not isinstance(self.sequence, Stack) or not isinstance(self.write, LinearSiLU):
+            return None
+        call = self.sequence.as_one_call(core_of(state), cache)
+        if call is None:
+            return None
+        prior = self.prior
+        model = LatentModel(
+            *(self.read.dense(), call.parts, call.form, self.write.dense()),
+            *(prior.layers.dense(prior.out), EPS, prior.latents.unimix),
+        )
+        stoch = state["stoch"]
+        if not imagine_step_runs(stoch, action, noise, call.states, model, call.backend):
+            return None
+        drawn, deter, log_p, core = imagine_step(stoch, action, noise, call.states, model)
+        after = {"stoch": drawn, "deter": deter, **prefixed(one_call.state_of(core), CORE)}
+        return after, log_p
 
     def _advance(
         self, action: Tensor, state: State, reset: Tensor | None, cache: Cache | None

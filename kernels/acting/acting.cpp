@@ -9,6 +9,7 @@
 //   diagonal_blocks_step
 //                one step of residual blocks around S5 or LRU, see diagonal_blocks.h
 //   dense_layers fully connected layers with norm and SiLU, see dense_layers.h
+//   imagine_step one step of a world model that sees nothing, see imagine.h
 //   stack_steps  rows of many steps one behind the other
 
 #include <ATen/ATen.h>
@@ -27,6 +28,7 @@
 #include "../rows.h"
 #include "dense_layers.h"
 #include "diagonal_blocks.h"
+#include "imagine.h"
 
 namespace {
 
@@ -187,30 +189,35 @@ const A* data_or_null(const Tensor& x) {
   return x.numel() ? x.const_data_ptr<A>() : nullptr;
 }
 
+std::vector<Tensor> all_dense(at::TensorList xs) {
+  std::vector<Tensor> dense;
+  for (const Tensor& x : xs) dense.push_back(x.contiguous());
+  return dense;
+}
+
+std::vector<Tensor> all_empty_like(at::TensorList xs) {
+  std::vector<Tensor> empty;
+  for (const Tensor& x : xs) empty.push_back(at::empty(x.sizes(), x.options()));
+  return empty;
+}
+
+constexpr size_t kBlockParts = 9;
+
+// Of dense parts and states.
 template <typename A>
-void run_diagonal_blocks(const Tensor& x, const std::vector<Tensor>& parts,
-                         const std::vector<Tensor>& states, const std::vector<Tensor>& after,
-                         const bool* reset, const BlockForm& form) {
-  constexpr size_t count = 9;
-  const int64_t B = x.size(0), H = x.size(1);
+std::vector<DiagonalBlock<A>> diagonal_blocks(const std::vector<Tensor>& parts,
+                                              const std::vector<Tensor>& states,
+                                              const std::vector<Tensor>& after) {
   std::vector<DiagonalBlock<A>> blocks;
   for (size_t i = 0; i < states.size(); ++i) {
-    const Tensor* p = &parts[count * i];
+    const Tensor* p = &parts[kBlockParts * i];
     blocks.push_back({data_or_null<A>(p[0]), data_or_null<A>(p[1]), p[2].const_data_ptr<A>(),
                       p[3].const_data_ptr<A>(), p[4].const_data_ptr<A>(), p[5].const_data_ptr<A>(),
                       data_or_null<A>(p[6]), data_or_null<A>(p[7]), data_or_null<A>(p[8]),
                       states[i].const_data_ptr<A>(), after[i].mutable_data_ptr<A>(),
                       p[3].size(1)});
   }
-  A* data = x.mutable_data_ptr<A>();
-  at::parallel_for(0, (B + kTileRows - 1) / kTileRows, 1, [&](int64_t begin, int64_t end) {
-    TileBuffers<A> buffers(std::min(kTileRows, B), H);
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t first = tile * kTileRows, rows = std::min(kTileRows, B - first);
-      for (const auto& block : blocks)
-        block_on_tile<A>(form, block, buffers, data + first * H, reset, first, rows, H);
-    }
-  });
+  return blocks;
 }
 
 // x (B, H); `parts` holds of every block weight and bias of the norm, a, W_in^T, W_out^T, D, weight^T
@@ -218,50 +225,65 @@ void run_diagonal_blocks(const Tensor& x, const std::vector<Tensor>& parts,
 std::tuple<Tensor, std::vector<Tensor>> diagonal_blocks_step(
     const Tensor& x, at::TensorList parts, at::TensorList states, const OptionalTensor& reset,
     int64_t norm, bool post, bool shared, int64_t gate, double eps) {
-  TORCH_CHECK(parts.size() == 9 * states.size(), "diagonal_blocks_step: ", parts.size(), " parts");
+  TORCH_CHECK(parts.size() == kBlockParts * states.size(), "diagonal_blocks_step: ", parts.size(), " parts");
   const Tensor y = x.clone(at::MemoryFormat::Contiguous);
-  std::vector<Tensor> dense, before, after;
-  for (const Tensor& part : parts) dense.push_back(part.contiguous());
-  for (const Tensor& state : states) {
-    before.push_back(state.contiguous());
-    after.push_back(at::empty(state.sizes(), state.options()));
-  }
+  const auto dense = all_dense(parts), before = all_dense(states), after = all_empty_like(states);
   const OptionalTensor cleared = reset ? OptionalTensor(reset->contiguous()) : reset;
   const bool* flags = cleared ? cleared->const_data_ptr<bool>() : nullptr;
   const BlockForm form{static_cast<RowNorm>(norm), post, shared, static_cast<RowGate>(gate), eps};
+  const int64_t B = x.size(0), H = x.size(1);
   with_dtype(y, [&](auto zero) {
-    run_diagonal_blocks<decltype(zero)>(y, dense, before, after, flags, form);
+    using A = decltype(zero);
+    const auto blocks = diagonal_blocks<A>(dense, before, after);
+    A* data = y.mutable_data_ptr<A>();
+    at::parallel_for(0, (B + kTileRows - 1) / kTileRows, 1, [&](int64_t begin, int64_t end) {
+      TileBuffers<A> buffers(std::min(kTileRows, B), H);
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t first = tile * kTileRows, rows = std::min(kTileRows, B - first);
+        for (const auto& block : blocks)
+          block_on_tile<A>(form, block, buffers, data + first * H, flags, first, rows, H);
+      }
+    });
   });
   return {y, after};
 }
 
 // ---------------------------------------------------------------- fully connected layers
 
+constexpr size_t kLayerParts = 4;
+
+// Of dense parts.
+template <typename A>
+std::vector<DenseLayer<A>> dense_layers_of(const std::vector<Tensor>& parts,
+                                           at::IntArrayRef norms, at::IntArrayRef silus,
+                                           size_t first, size_t count) {
+  std::vector<DenseLayer<A>> layers;
+  for (size_t i = first; i < first + count; ++i) {
+    const Tensor* p = &parts[kLayerParts * i];
+    layers.push_back(dense_layer<A>(p[0].const_data_ptr<A>(), p[0].size(0), p[0].size(1),
+                                    data_or_null<A>(p[1]), static_cast<RowNorm>(norms[i]),
+                                    data_or_null<A>(p[2]), data_or_null<A>(p[3]), silus[i]));
+  }
+  return layers;
+}
+
 // x (..., K); `parts` holds of every layer its weight (N, K), its bias and weight and bias of its
 // norm, empty where there is none.
 Tensor dense_layers(const Tensor& x_, at::TensorList parts, at::IntArrayRef norms,
                     at::IntArrayRef silus, double eps) {
-  constexpr size_t count = 4;
-  TORCH_CHECK(parts.size() == count * norms.size() && silus.size() == norms.size(),
+  TORCH_CHECK(parts.size() == kLayerParts * norms.size() && silus.size() == norms.size(),
               "dense_layers: ", parts.size(), " parts");
-  std::vector<Tensor> dense;
-  for (const Tensor& part : parts) dense.push_back(part.contiguous());
+  const auto dense = all_dense(parts);
   const Tensor x = x_.contiguous();
   auto shape = x.sizes().vec();
-  const int64_t K = shape.back(), B = x.numel() / K, N = parts[parts.size() - count].size(0);
+  const int64_t K = shape.back(), B = x.numel() / K, N = parts[parts.size() - kLayerParts].size(0);
   shape.back() = N;
   const Tensor y = at::empty(shape, x.options());
   with_dtype(x, [&](auto zero) {
     using A = decltype(zero);
-    std::vector<DenseLayer<A>> layers;
+    const auto layers = dense_layers_of<A>(dense, norms, silus, 0, norms.size());
     int64_t widest = 0;
-    for (size_t i = 0; i < norms.size(); ++i) {
-      const Tensor* p = &dense[count * i];
-      layers.push_back(dense_layer<A>(p[0].const_data_ptr<A>(), p[0].size(0), p[0].size(1),
-                                      data_or_null<A>(p[1]), static_cast<RowNorm>(norms[i]),
-                                      data_or_null<A>(p[2]), data_or_null<A>(p[3]), silus[i]));
-      widest = std::max(widest, layers.back().columns);
-    }
+    for (const auto& layer : layers) widest = std::max(widest, layer.columns);
     const A* from = x.const_data_ptr<A>();
     A* to = y.mutable_data_ptr<A>();
     at::parallel_for(0, (B + kTileRows - 1) / kTileRows, 1, [&](int64_t begin, int64_t end) {
@@ -275,6 +297,47 @@ Tensor dense_layers(const Tensor& x_, at::TensorList parts, at::IntArrayRef norm
     });
   });
   return y;
+}
+
+// ---------------------------------------------------------------- steps of a rollout
+
+// stoch and noise (B, S, K), action (B, A), states (B, P, 2). `layers` are parts as in dense_layers
+// of the `counts` layers of read, write and prior, `blocks` those of diagonal_blocks_step.
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> imagine_step(
+    const Tensor& stoch_, const Tensor& action_, const Tensor& noise_, at::TensorList states,
+    at::TensorList layers, at::IntArrayRef norms, at::IntArrayRef silus, at::IntArrayRef counts,
+    double eps, at::TensorList blocks, int64_t norm, bool post, bool shared, int64_t gate,
+    double block_eps, double unimix) {
+  TORCH_CHECK(counts.size() == 3 && layers.size() == kLayerParts * norms.size() &&
+                  silus.size() == norms.size() && blocks.size() == kBlockParts * states.size(),
+              "imagine_step: ", layers.size(), " and ", blocks.size(), " parts");
+  const Tensor stoch = stoch_.contiguous(), action = action_.contiguous();
+  const Tensor noise = noise_.contiguous();
+  const auto layer_parts = all_dense(layers), block_parts = all_dense(blocks);
+  const auto before = all_dense(states), after = all_empty_like(states);
+  const int64_t B = stoch.size(0), K = stoch.size(2);
+  const int64_t D = layers[kLayerParts * (counts[0] + counts[1] - 1)].size(0);
+  const Tensor next = at::empty_like(stoch), log_p = at::empty_like(stoch);
+  const Tensor deter = at::empty({B, D}, stoch.options());
+  const BlockForm form{static_cast<RowNorm>(norm), post, shared, static_cast<RowGate>(gate),
+                       block_eps};
+  with_dtype(stoch, [&](auto zero) {
+    using A = decltype(zero);
+    size_t first = 0;
+    const auto take = [&](int64_t count) {
+      first += count;
+      return dense_layers_of<A>(layer_parts, norms, silus, first - count, count);
+    };
+    auto read = take(counts[0]), write = take(counts[1]), prior = take(counts[2]);
+    imagine_rows<A>({std::move(read), std::move(write), std::move(prior),
+                     diagonal_blocks<A>(block_parts, before, after), form, eps,
+                     stoch.const_data_ptr<A>(), action.const_data_ptr<A>(),
+                     noise.const_data_ptr<A>(), next.mutable_data_ptr<A>(),
+                     deter.mutable_data_ptr<A>(), log_p.mutable_data_ptr<A>(), B,
+                     stoch.size(1) * K, action.size(1), D, K, A(1 - unimix),
+                     A(unimix / static_cast<double>(K))});
+  });
+  return {next, deter, log_p, after};
 }
 
 // ---------------------------------------------------------------- steps of a rollout
@@ -327,5 +390,10 @@ TORCH_LIBRARY_FRAGMENT(statewise_cpu, m) {
   m.def(
       "dense_layers(Tensor x, Tensor[] parts, int[] norms, int[] silus, float eps) -> Tensor",
       &dense_layers);
+  m.def(
+      "imagine_step(Tensor stoch, Tensor action, Tensor noise, Tensor[] states, Tensor[] layers, "
+      "int[] norms, int[] silus, int[] counts, float eps, Tensor[] blocks, int norm, bool post, "
+      "bool shared, int gate, float block_eps, float unimix) -> (Tensor, Tensor, Tensor, Tensor[])",
+      &imagine_step);
   m.def("stack_steps(Tensor[] xs) -> Tensor", &stack_steps);
 }

@@ -58,6 +58,25 @@ class DenseLayer(NamedTuple):
     """Whether x sigmoid(x) of the norm is the result."""
 
 
+class LatentModel(NamedTuple):
+    """What `imagine_step` applies."""
+
+    read: Sequence[DenseLayer]
+    """Of [z, a]."""
+    blocks: Sequence[tuple[Tensor, ...]]
+    """Of what was read, as in `diagonal_blocks_step`."""
+    form: BlockForm
+    """Of the blocks."""
+    write: Sequence[DenseLayer]
+    """Of what the blocks return: h."""
+    prior: Sequence[DenseLayer]
+    """Of h: logits of z."""
+    eps: float
+    """Of the norms of fully connected layers."""
+    unimix: float
+    """Share of even probabilities."""
+
+
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
     """Divide rows by their root mean square, `torch.nn.functional.rms_norm` over the last axis.
 
@@ -119,9 +138,33 @@ def dense_layers_run(x: Tensor, weights: Sequence[Tensor]) -> bool:
         return False
     if x.shape[-1] != weights[0].shape[1]:  # torch says what is wrong
         return False
-    if any(max(w.shape) > _LARGEST_WIDTH or w.dtype != x.dtype for w in weights):
+    return _are_small(weights, x.dtype) and _runs(x, weights[0], "auto")
+
+
+def _are_small(weights: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    return not any(max(w.shape) > _LARGEST_WIDTH or w.dtype != dtype for w in weights)
+
+
+def imagine_step_runs(
+    stoch: Tensor,
+    action: Tensor,
+    noise: Tensor,
+    states: Sequence[Tensor],
+    model: LatentModel,
+    backend: Backend,
+) -> bool:
+    """Tell whether `imagine_step` serves these inputs and this model."""
+    layers = [*model.read, *model.write, *model.prior]
+    if not (model.read and model.write and model.prior) or len(stoch) < _LEAST_ROWS:
         return False
-    return _runs(x, weights[0], "auto")
+    if noise.shape != stoch.shape or noise.dtype != stoch.dtype or action.dtype != stoch.dtype:
+        return False
+    if stoch[0].numel() + action.shape[-1] != model.read[0].weight.shape[1]:
+        return False
+    first = model.blocks[0][3]  # W_in^T, of the width of the blocks
+    return _are_small([layer.weight for layer in layers], stoch.dtype) and (
+        diagonal_blocks_step_runs(stoch.new_empty(0, len(first)), states, model.form, backend)
+    )
 
 
 def mamba_step(
@@ -231,16 +274,52 @@ def dense_layers(x: Tensor, layers: Sequence[DenseLayer], eps: float) -> Tensor:
     Returns:
         (..., N) of the last layer.
     """
-    none = x.new_empty(0)
+    parts, norms, silus = _flat(layers)
+    y: Tensor = torch.ops.statewise_cpu.dense_layers(x, parts, norms, silus, eps)
+    return y
+
+
+def _flat(layers: Sequence[DenseLayer]) -> tuple[list[Tensor], list[int], list[int]]:
+    """Return the parts of all layers, their norms and which have SiLU, as C++ takes them."""
+    none = layers[0].weight.new_empty(0)
     parts = [
         none if part is None else part
         for layer in layers
         for part in (layer.weight, layer.bias, layer.norm_weight, layer.norm_bias)
     ]
     norms = [_NORMS.index(layer.norm) for layer in layers]
-    silus = [int(layer.silu) for layer in layers]
-    y: Tensor = torch.ops.statewise_cpu.dense_layers(x, parts, norms, silus, eps)
-    return y
+    return parts, norms, [int(layer.silu) for layer in layers]
+
+
+def imagine_step(
+    stoch: Tensor, action: Tensor, noise: Tensor, states: Sequence[Tensor], model: LatentModel
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """One step of a world model without observations, where `imagine_step_runs`; no checks.
+
+        x = blocks(read [z, a]);   h = write x
+        log p = log((1 - unimix) softmax(prior h) + unimix / K)
+        z' = one-hot at the largest log p + noise
+
+    Args:
+        stoch: z (B, S, K).
+        action: a (B, A).
+        noise: (B, S, K), Gumbel.
+        states: of the blocks, (B, P, 2) each.
+        model: what is applied.
+
+    Returns:
+        z' (B, S, K), h (B, D), log p (B, S, K) and the next states.
+    """
+    parts, norms, silus = _flat([*model.read, *model.write, *model.prior])
+    counts = [len(model.read), len(model.write), len(model.prior)]
+    blocks = [part for block in model.blocks for part in block]
+    form = model.form
+    drawn, deter, log_p, after = torch.ops.statewise_cpu.imagine_step(
+        *(stoch, action, noise, states, parts, norms, silus, counts, model.eps),
+        *(blocks, _NORMS.index(form.norm), form.is_post, form.is_shared),
+        *(_GATES.index(form.gate), form.eps, model.unimix),
+    )
+    return drawn, deter, log_p, after
 
 
 def join_step(
