@@ -216,8 +216,8 @@ def apply_overrides(config: T, overrides: Sequence[str] | Mapping[str, Any]) -> 
         config: stays as it is.
         overrides: tokens of a command line, `--agent.learning-rate 1e-3` or
             `--agent.learning_rate=1e-3`, with several values after the name of a tuple
-            (`--agent.encoder.hidden 64 64`); or a mapping from dotted paths to values,
-            `{"agent.learning_rate": 1e-3}`.
+            (`--agent.encoder.hidden 64 64`, or `[64, 64]` as in YAML); or a mapping from dotted
+            paths to values, `{"agent.learning_rate": 1e-3}`.
 
     Raises:
         ConfigError: unknown path, or a value that the dataclasses refuse.

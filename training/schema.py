@@ -160,7 +160,8 @@ def parse_words(
         names = ", ".join(f"--{path}.{entry.name}" for entry in dataclasses.fields(annotation))
         raise ConfigError(f"{path}: expected one of its fields, got the group: write {names}")
     if typing.get_origin(annotation) is tuple:
-        return [_parse_word(word, typing.get_args(annotation)[0], read) for word in words]
+        entry = typing.get_args(annotation)[0]
+        return [_parse_word(word, entry, read) for word in _entries(words)]
     if annotation is Any and len(words) > 1:
         return [read(word) for word in words]
     if typing.get_origin(annotation) is dict:
@@ -168,6 +169,14 @@ def parse_words(
     if len(words) != 1:
         raise ConfigError(f"{path}: expected one value, got {' '.join(words) or 'none'}")
     return _parse_word(words[0], annotation, read)
+
+
+def _entries(words: Sequence[str]) -> list[str]:
+    """Return the entries of a list, also of one that is written as in YAML, `[64, 64]` or `[]`."""
+    text = " ".join(words)
+    if not (text.startswith("[") and text.endswith("]")):
+        return list(words)
+    return [entry for part in text[1:-1].split(",") if (entry := part.strip().strip("'\""))]
 
 
 def _parse_word(word: str, annotation: Any, read: Callable[[str], Any]) -> Any:
