@@ -87,6 +87,13 @@ class ReplayTrainConfig:
                 f"windows.prefill: expected at most replay.capacity ({self.replay.capacity}), got "
                 f"{self.windows.prefill}"
             )
+        num_envs, length = self.env.num_envs, self.windows.length
+        rows = self.replay.capacity // num_envs
+        if rows <= length:  # a ring that is full holds one window fewer than rows
+            raise ValueError(
+                f"replay.capacity: expected more than windows.length ({length}) rows of each of "
+                f"{num_envs} environments, got {rows}: set {num_envs * (length + 1)} or more"
+            )
 
     @property
     def end(self) -> int:

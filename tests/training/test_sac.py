@@ -97,6 +97,15 @@ def test_three_lines_load_an_agent_and_act(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"windows.prefill": 500}, r"windows\.prefill: expected at most replay\.capacity"),
+        (
+            {
+                "replay.capacity": 21,
+                "windows.length": 10,
+                "windows.prefill": 21,
+            },  # 10 rows each; a full ring of 10 has no window of 10
+            r"replay\.capacity: expected more than windows\.length \(10\) rows of each of 2 "
+            r"environments, got 10: set 22 or more",
+        ),
         ({"windows.context": 3}, r"windows\.context"),
         ({"replay.replay_state": "zero"}, r"burn_in: expected"),
         ({"agent.target_rate": 0.0}, r"agent\.target_rate: expected"),
