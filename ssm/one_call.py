@@ -96,7 +96,7 @@ def _parts(block: Block, cache: Cache, prefix: str) -> tuple[Tensor, ...]:
 
 
 def gather(form: BlockForm, blocks: Sequence[Block], state: State, cache: Cache) -> OneCall | None:
-    """Return what a call takes; None where nothing was prepared.
+    """Return what a call takes; None with a gradient, under a compiler, or if nothing is prepared.
 
     Args:
         form: of the blocks.
@@ -104,6 +104,8 @@ def gather(form: BlockForm, blocks: Sequence[Block], state: State, cache: Cache)
         state: of the stack.
         cache: with what `prepare` returned.
     """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
     names = _names(len(blocks))
     if names[0][0] not in cache:
         return None
