@@ -89,7 +89,7 @@ class ReplayTrainConfig:
             )
         num_envs, length = self.env.num_envs, self.windows.length
         rows = self.replay.capacity // num_envs
-        if rows <= length:  # a ring that is full holds one window fewer than rows
+        if rows <= length:  # a full ring of N rows holds N - length windows
             raise ValueError(
                 f"replay.capacity: expected more than windows.length ({length}) rows of each of "
                 f"{num_envs} environments, got {rows}: set {num_envs * (length + 1)} or more"

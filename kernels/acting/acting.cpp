@@ -225,7 +225,8 @@ std::vector<DiagonalBlock<A>> diagonal_blocks(const std::vector<Tensor>& parts,
 std::tuple<Tensor, std::vector<Tensor>> diagonal_blocks_step(
     const Tensor& x, at::TensorList parts, at::TensorList states, const OptionalTensor& reset,
     int64_t norm, bool post, bool shared, int64_t gate, double eps) {
-  TORCH_CHECK(parts.size() == kBlockParts * states.size(), "diagonal_blocks_step: ", parts.size(), " parts");
+  TORCH_CHECK(parts.size() == kBlockParts * states.size(), "diagonal_blocks_step: ", parts.size(),
+              " parts");
   const Tensor y = x.clone(at::MemoryFormat::Contiguous);
   const auto dense = all_dense(parts), before = all_dense(states), after = all_empty_like(states);
   const OptionalTensor cleared = reset ? OptionalTensor(reset->contiguous()) : reset;
