@@ -237,14 +237,11 @@ std::tuple<Tensor, std::vector<Tensor>> diagonal_blocks_step(
     using A = decltype(zero);
     const auto blocks = diagonal_blocks<A>(dense, before, after);
     A* data = y.mutable_data_ptr<A>();
-    at::parallel_for(0, (B + kTileRows - 1) / kTileRows, 1, [&](int64_t begin, int64_t end) {
-      TileBuffers<A> buffers(std::min(kTileRows, B), H);
-      for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t first = tile * kTileRows, rows = std::min(kTileRows, B - first);
-        for (const auto& block : blocks)
-          block_on_tile<A>(form, block, buffers, data + first * H, flags, first, rows, H);
-      }
-    });
+    for_tiles(B, [&] { return TileBuffers<A>(std::min(kTileRows, B), H); },
+              [&](auto& buffers, int64_t first, int64_t rows) {
+                for (const auto& block : blocks)
+                  block_on_tile<A>(form, block, buffers, data + first * H, flags, first, rows, H);
+              });
   });
   return {y, after};
 }
@@ -283,19 +280,13 @@ Tensor dense_layers(const Tensor& x_, at::TensorList parts, at::IntArrayRef norm
   with_dtype(x, [&](auto zero) {
     using A = decltype(zero);
     const auto layers = dense_layers_of<A>(dense, norms, silus, 0, norms.size());
-    int64_t widest = 0;
-    for (const auto& layer : layers) widest = std::max(widest, layer.columns);
+    const int64_t widest = widest_of<A>({&layers});
     const A* from = x.const_data_ptr<A>();
     A* to = y.mutable_data_ptr<A>();
-    at::parallel_for(0, (B + kTileRows - 1) / kTileRows, 1, [&](int64_t begin, int64_t end) {
-      std::vector<A> buffers[2] = {std::vector<A>(kTileRows * widest),
-                                   std::vector<A>(kTileRows * widest)};
-      for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t first = tile * kTileRows;
-        layers_on_tile<A>(layers, eps, from + first * K, to + first * N, buffers,
-                          std::min(kTileRows, B - first));
-      }
-    });
+    for_tiles(B, [&] { return LayerBuffers<A>(widest); },
+              [&](auto& buffers, int64_t first, int64_t rows) {
+                layers_on_tile<A>(layers, eps, from + first * K, to + first * N, buffers, rows);
+              });
   });
   return y;
 }

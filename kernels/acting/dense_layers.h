@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "../elementary.h"
@@ -57,15 +58,30 @@ void layer_on_tile(const DenseLayer<A>& layer, double eps, const A* x, int64_t l
   }
 }
 
+template <typename A>
+int64_t widest_of(std::initializer_list<const std::vector<DenseLayer<A>>*> networks) {
+  int64_t widest = 0;
+  for (const auto* layers : networks)
+    for (const DenseLayer<A>& layer : *layers) widest = std::max(widest, layer.columns);
+  return widest;
+}
+
+// What layers of at most this width return, in turns.
+template <typename A>
+struct LayerBuffers {
+  explicit LayerBuffers(int64_t widest) : y{std::vector<A>(kTileRows * widest), {}} { y[1] = y[0]; }
+  std::vector<A> y[2];
+};
+
 // to (rows, N of the last layer) of x (rows, K of the first); both buffers hold any layer's y.
 template <typename A>
 void layers_on_tile(const std::vector<DenseLayer<A>>& layers, double eps, const A* x, A* to,
-                    std::vector<A> (&buffers)[2], int64_t rows) {
+                    LayerBuffers<A>& buffers, int64_t rows) {
   int64_t ldx = layers.front().K;
   for (size_t i = 0; i < layers.size(); ++i) {
     const DenseLayer<A>& layer = layers[i];
     const bool straight = i + 1 == layers.size() && layer.columns == layer.N;
-    A* y = straight ? to : buffers[i % 2].data();
+    A* y = straight ? to : buffers.y[i % 2].data();
     layer_on_tile<A>(layer, eps, x, ldx, y, rows);
     x = y;
     ldx = layer.columns;

@@ -37,21 +37,19 @@ template <typename A>
 struct ImaginedTile {
   explicit ImaginedTile(const ImaginedStep<A>& step)
       : blocks(kTileRows, step.width()),
+        dense(widest_of<A>({&step.read, &step.write, &step.prior})),
         in(kTileRows * (step.Z + step.actions)),
         x(kTileRows * step.width()),
-        logits(kTileRows * step.Z) {
-    int64_t widest = 0;
-    for (const auto* layers : {&step.read, &step.write, &step.prior})
-      for (const DenseLayer<A>& layer : *layers) widest = std::max(widest, layer.columns);
-    for (auto& buffer : dense) buffer.resize(kTileRows * widest);
-  }
+        logits(kTileRows * step.Z) {}
   TileBuffers<A> blocks;
-  std::vector<A> in, x, logits, dense[2];
+  LayerBuffers<A> dense;
+  std::vector<A> in, x, logits;
 };
 
 template <typename A, typename Count>
-void imagine_tile(const ImaginedStep<A>& step, ImaginedTile<A>& tile, int64_t first, Count K) {
-  const int64_t rows = std::min(kTileRows, step.B - first), Z = step.Z, H = step.width();
+void imagine_tile(const ImaginedStep<A>& step, ImaginedTile<A>& tile, int64_t first, int64_t rows,
+                  Count K) {
+  const int64_t Z = step.Z, H = step.width();
   A *in = tile.in.data(), *x = tile.x.data(), *logits = tile.logits.data();
   for (int64_t i = 0; i < rows; ++i) {
     A* row = in + i * (Z + step.actions);
@@ -72,10 +70,10 @@ void imagine_tile(const ImaginedStep<A>& step, ImaginedTile<A>& tile, int64_t fi
 template <typename A>
 void imagine_rows(const ImaginedStep<A>& step) {
   with_classes(step.classes, [&](auto K) {
-    at::parallel_for(0, (step.B + kTileRows - 1) / kTileRows, 1, [&](int64_t begin, int64_t end) {
-      ImaginedTile<A> tile(step);
-      for (int64_t i = begin; i < end; ++i) imagine_tile<A>(step, tile, i * kTileRows, K);
-    });
+    for_tiles(step.B, [&] { return ImaginedTile<A>(step); },
+              [&](auto& tile, int64_t first, int64_t rows) {
+                imagine_tile<A>(step, tile, first, rows, K);
+              });
   });
 }
 

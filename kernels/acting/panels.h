@@ -2,6 +2,9 @@
 
 #pragma once
 
+#include <ATen/Parallel.h>
+
+#include <algorithm>
 #include <cstdint>
 
 #include "../gemm.h"
@@ -18,6 +21,18 @@ void multiply_panels(const A* a, int64_t lda, const A* b, A* c, int64_t rows, in
                      int64_t N) {
   for (int64_t j = 0; j < N; j += Lanes<A>::pair)
     multiply<A>(a, lda, b + j, N, c + j, N, rows, K, Lanes<A>::pair, false);
+}
+
+// Call f(buffers, first, rows) for every tile of B rows; threads share the tiles, and each makes its
+// own buffers.
+template <typename Make, typename F>
+void for_tiles(int64_t B, Make&& make, F&& f) {
+  at::parallel_for(0, (B + kTileRows - 1) / kTileRows, 1, [&](int64_t begin, int64_t end) {
+    auto buffers = make();
+    for (int64_t first = begin * kTileRows; first < std::min(end * kTileRows, B);
+         first += kTileRows)
+      f(buffers, first, std::min(kTileRows, B - first));
+  });
 }
 
 }  // namespace

@@ -71,9 +71,9 @@ def _dynamics(
 
 
 def _roll_out(
-    model: ParallelDynamics, B: int, dtype: torch.dtype, monkeypatch, *, count: list[int]
-):
-    """Return the states and log p of some steps, and append how many were one call."""
+    model: ParallelDynamics, B: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[State], int]:
+    """Return the states and log p of some steps, and how many of them were one call."""
     served: list[int] = []
     original = parallel.imagine_step
 
@@ -91,8 +91,7 @@ def _roll_out(
         state, log_p = model.imagine_step(action, state, noise, cache=cache)
         found.append({**state, "log_p": log_p})
     monkeypatch.setattr(parallel, "imagine_step", original)
-    count.append(len(served))
-    return found
+    return found, len(served)
 
 
 # Rows around tiles of 24 rows.
@@ -100,13 +99,13 @@ def _roll_out(
 @pytest.mark.parametrize("name", MODELS)
 @DTYPES
 def test_a_step_in_one_call_equals_its_operations(name, B, dtype, monkeypatch):
-    count: list[int] = []
     model = _dynamics(dtype, **MODELS[name])
     with torch.no_grad():
-        fast = _roll_out(model, B, dtype, monkeypatch, count=count)
+        fast, count = _roll_out(model, B, dtype, monkeypatch)
+    assert count == STEPS
     with torch.enable_grad():  # operation by operation
-        slow = _roll_out(model, B, dtype, monkeypatch, count=count)
-    assert count == [STEPS, 0]
+        slow, count = _roll_out(model, B, dtype, monkeypatch)
+    assert count == 0
     for ours, theirs in zip(fast, slow, strict=True):
         assert ours.keys() == theirs.keys()
         assert torch.equal(ours["stoch"], theirs["stoch"])
@@ -118,13 +117,10 @@ def test_a_step_in_one_call_equals_its_operations(name, B, dtype, monkeypatch):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_the_call_does_not_serve_is_left_to_the_operations(name, monkeypatch):
-    count: list[int] = []
+    dtype = torch.float32
     with torch.no_grad():
-        _roll_out(
-            _dynamics(torch.float32, **OTHERS[name]), 24, torch.float32, monkeypatch, count=count
-        )
-        _roll_out(_dynamics(torch.float32), 15, torch.float32, monkeypatch, count=count)
-    assert count == [0, 0]
+        assert _roll_out(_dynamics(dtype, **OTHERS[name]), 24, dtype, monkeypatch)[1] == 0
+        assert _roll_out(_dynamics(dtype), 15, dtype, monkeypatch)[1] == 0
 
 
 @torch.no_grad()
