@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+NO_VALUE = (["none"], ["None"], ["null"])  # as the help and YAML have it
+
 
 class ConfigError(ValueError):
     """A preset, a configuration file or an override is not what it should be."""
@@ -153,7 +155,8 @@ def parse_words(
         ConfigError: the path is a group of fields, which takes {} alone, or the number of words
             is wrong.
     """
-    annotation = _without_none(annotation) if list(words) != ["none"] else annotation
+    if list(words) not in NO_VALUE:
+        annotation = _without_none(annotation)
     if dataclasses.is_dataclass(annotation) and list(words) == ["{}"]:
         return {}  # back to its defaults
     if dataclasses.is_dataclass(annotation):

@@ -285,6 +285,19 @@ def test_words_are_read_by_the_type_of_the_field(
     assert type(got) is type(value)
 
 
+@pytest.mark.parametrize("word", ["none", "None", "null"])
+@pytest.mark.parametrize("name", ["memory_steps", "state_size"])  # a list and a number
+def test_no_value_is_written_as_in_the_help_or_as_in_yaml(name: str, word: str) -> None:
+    path = f"agent.world.parallel.sequence.s5.{name}"
+    config: Any = load_preset("s4wm/delayed_offer", [f"--{path}", word])
+    assert getattr(config.agent.world.parallel.sequence.s5, name) is None
+
+
+def test_a_choice_that_is_called_none_is_one() -> None:
+    config: Any = load_preset(PRESET, ["--agent.sequence.memory", "none"])
+    assert config.agent.sequence.memory == "none"
+
+
 def test_overrides_leave_the_preset_as_it_is() -> None:
     preset = load_preset(PRESET)
     apply_overrides(preset, ["--env.kwargs.length", "30"])
