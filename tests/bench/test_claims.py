@@ -168,7 +168,7 @@ def test_the_claims_are_those_of_the_package() -> None:
     plain = [*IN_CONTEXT, "memory_chain", "pendulum_position", "repeat_previous_easy", "t_maze"]
     assert sorted(plain) == PLAIN
     others = ["memory_chain_cores", "repeat_previous_easy_cores", "t_maze_cores"]
-    delays = ("far", "gate", "mixed", "sweep")
+    delays = ("far", "gate", "gate_60", "mixed", "sweep")
     worlds = ["delayed_offer", *(f"delayed_offer_{name}" for name in delays)]
     worlds += ["drama_catch", "dreamer_cartpole", "hallway", "r2i_repeat_previous_easy"]
     assert worlds == WORLDS
