@@ -165,12 +165,14 @@ def test_arms_of_algorithm_distillation_differ_in_memory_or_layer_alone() -> Non
 
 
 def test_the_claims_are_those_of_the_package() -> None:
-    plain = [*IN_CONTEXT, "memory_chain", "pendulum_position", "repeat_previous_easy", "t_maze"]
+    plain = [*IN_CONTEXT, "memory_chain", "pendulum_position", "t_maze"]
+    plain += [f"repeat_previous_{level}" for level in ("easy", "medium")]
     assert sorted(plain) == PLAIN
     others = ["memory_chain_cores", "repeat_previous_easy_cores", "t_maze_cores"]
     delays = ("far", "gate", "gate_60", "mixed", "sweep")
     worlds = ["delayed_offer", *(f"delayed_offer_{name}" for name in delays)]
-    worlds += ["drama_catch", "dreamer_cartpole", "hallway", "r2i_repeat_previous_easy"]
+    worlds += ["drama_catch", "dreamer_cartpole", "hallway"]
+    worlds += [f"r2i_repeat_previous_{level}" for level in ("easy", "hard", "medium")]
     assert worlds == WORLDS
     assert claim_names() == sorted([*plain, *others, *FROM_DATA, *PAIRS, *CONTROLS, *worlds])
     with pytest.raises(ConfigError, match="did you mean t_maze"):
