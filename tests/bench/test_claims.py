@@ -172,7 +172,7 @@ def test_the_claims_are_those_of_the_package() -> None:
     delays = ("far", "gate", "gate_60", "mixed", "sweep")
     worlds = ["delayed_offer", *(f"delayed_offer_{name}" for name in delays)]
     worlds += ["drama_catch", "dreamer_cartpole", "hallway"]
-    worlds += [f"r2i_repeat_previous_{level}" for level in ("easy", "hard", "medium")]
+    worlds += [f"r2i_repeat_previous_{level}" for level in ("easy", "medium")]
     assert worlds == WORLDS
     assert claim_names() == sorted([*plain, *others, *FROM_DATA, *PAIRS, *CONTROLS, *worlds])
     with pytest.raises(ConfigError, match="did you mean t_maze"):
