@@ -403,7 +403,8 @@ def test_list_tells_what_a_family_and_its_presets_lack(monkeypatch: pytest.Monke
     assert rendered(listing_table("envs")).count(line) == 1
     presets = rendered(listing_table("presets")).splitlines()
     needy = [text.split()[0] for text in presets if line in text]
-    assert needy == [f"{name}/repeat_previous_easy" for name in ("dreamer", "ppo", "r2i")]
+    levels = {"dreamer": ("easy",), "ppo": ("easy", "medium"), "r2i": ("easy", "hard", "medium")}
+    assert needy == [f"{kind}/repeat_previous_{x}" for kind in levels for x in levels[kind]]
 
 
 def test_doctor_tells_versions_backends_and_the_cache(capsys: pytest.CaptureFixture[str]) -> None:
