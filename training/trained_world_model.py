@@ -85,6 +85,7 @@ class TrainedWorldModel(PlayingAgent):
                 config.agent,
                 self.obs_space,
                 self.action_space,
+                total_updates=config.total_updates,
                 seed=Seeds(config.seed).integer("policy"),
                 device=find_device(config.device),
                 encoder=encoder,
@@ -170,6 +171,9 @@ class TrainedWorldModel(PlayingAgent):
     def fit(self, dataset: Any = None, n_steps: int | None = None) -> "TrainedWorldModel":
         """Take more updates in memory, and return the world model.
 
+        A schedule of the learning rate begins and ends with what is left of it after the updates
+        so far.
+
         Args:
             dataset: an `EpisodeDataset`, or the path of one or several, changed as `config.data`
                 says; None is the data of the run. The last episodes are held out, as in a run.
@@ -185,6 +189,7 @@ class TrainedWorldModel(PlayingAgent):
         quiet = dataclasses.replace(self.config.eval, every_updates=0)
         config = dataclasses.replace(self.config, total_updates=steps, eval=quiet)
         prepare_process(config)
+        self.agent.end_at(self.step + steps)
         with self.source() as sampler:
             training = WorldDataTraining(
                 config, self.agent, sampler, None, self._evaluate_on_the_way

@@ -47,13 +47,16 @@ class WorldOptimizerConfig:
     warmup_updates: int = 0  # >= 0
     kind: Kind = "adam"  # or laprop
 
-    def settings(self) -> OptimizerSettings:
+    def settings(self, total_updates: int = 1) -> OptimizerSettings:
         """Return what `Optimizer` takes.
+
+        Args:
+            total_updates: >= 1, of the run; a constant learning rate does not read it.
 
         Raises:
             ValueError: a field is out of its range.
         """
-        return OptimizerSettings(**vars(self), total_updates=1)
+        return OptimizerSettings(**vars(self), total_updates=total_updates)
 
     def __post_init__(self) -> None:
         self.settings()
@@ -140,7 +143,7 @@ def choose_starts(
 def learn_world(
     world: WorldModel, optimizer: Optimizer, window: tuple[Step, Arrival, Observed], update: int
 ) -> Metrics:
-    """Take a step of a world model; return its losses and the norm of the gradient.
+    """Take a step of a world model; return losses, norm of the gradient and learning rate.
 
     Args:
         world: learns.
@@ -155,8 +158,7 @@ def learn_world(
     total, terms = world.loss(step.obs, arrival, seen)
     moved = optimizer.step(terms, total, update)
     losses = {f"{name}_loss": float(term.detach()) for name, term in terms.items()}
-    values = losses | {"grad_norm": moved["grad_norm"]}
-    return {f"world_model/{name}": value for name, value in values.items()}
+    return {f"world_model/{name}": value for name, value in (losses | moved).items()}
 
 
 class ImaginationAgent:

@@ -21,7 +21,7 @@ from gymnasium import spaces
 from statewise.agents.generators import restore
 from statewise.agents.imagination.agent import WorldOptimizerConfig, learn_world
 from statewise.agents.offline.protocol import Sampling
-from statewise.agents.optimizer import Optimizer, load_weights
+from statewise.agents.optimizer import Optimizer, Schedule, load_weights
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import EncoderFactory
 from statewise.data.samplers import SampledBatch, StreamConfig, StreamStart, TrajectoryConfig
@@ -79,6 +79,7 @@ class S4WMOptimizerConfig(WorldOptimizerConfig):
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_updates: int = 1000
+    schedule: Schedule = "constant"  # after the warm-up; cosine: to 0 over the run's updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,7 @@ class WorldLearner:
         config: settings.
         obs_space: flat, of one environment.
         action_space: of one environment.
+        total_updates: >= 1, of the run: where a cosine schedule ends.
         seed: of weights and noise.
         device: where it lives.
         encoder: see `ImaginationAgent`.
@@ -151,6 +153,7 @@ class WorldLearner:
         obs_space: spaces.Dict,
         action_space: spaces.Space[Any],
         *,
+        total_updates: int,
         seed: int,
         device: torch.device | str = "cpu",
         encoder: EncoderFactory | None = None,
@@ -164,8 +167,12 @@ class WorldLearner:
             front = None if encoder is None else encoder(obs_space)
             self.world = WorldModel(obs_space, action_space, config.world, front).to(self.device)
         self.world.eval()
-        self.optimizer = Optimizer(self.world, config.optimizer.settings())
+        self.optimizer = Optimizer(self.world, config.optimizer.settings(total_updates))
         self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def end_at(self, total_updates: int) -> None:
+        """Let a cosine schedule end after so many updates, >= 1, those made so far included."""
+        self.optimizer.settings = self.config.optimizer.settings(total_updates)
 
     def update(self, batch: SampledBatch) -> Metrics:
         """Take one gradient step on rows (B, T); the losses by name.

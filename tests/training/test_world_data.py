@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 import statewise
 from statewise.__main__ import main
+from statewise.agents.optimizer import rate_factor
 from statewise.data import load_dataset, write_d4rl
 from statewise.data.episode import ArraySpec
 from statewise.data.errors import DatasetError
@@ -201,6 +202,18 @@ def test_it_learns_on_in_memory_and_is_saved(data: Path, whole: Path, tmp_path: 
     with pytest.raises(ConfigError, match="fit: expected observations") as error:
         trained.fit(cases.picture_data(), n_steps=1)
     line_of(error)
+
+
+def test_a_cosine_ends_with_the_updates_of_a_run_and_of_what_is_learned_on(data: Path) -> None:
+    cosine = {"agent__optimizer": {"schedule": "cosine", "warmup_updates": 0}}
+    made = statewise.make(cases.PRESET, data=load_dataset(data), **cases.TINY | cosine)
+    assert isinstance(made, TrainedWorldModel)
+    settings = made.agent.optimizer.settings
+    assert rate_factor(made.config.total_updates, settings) == 0
+    assert rate_factor(made.config.total_updates - 1, settings) > 0
+    made.fit(n_steps=2)
+    assert rate_factor(made.fit(n_steps=3).step, made.agent.optimizer.settings) == 0
+    assert made.agent.optimizer.settings.total_updates == 5
 
 
 def test_it_is_made_and_trained_from_python(data: Path) -> None:

@@ -1,6 +1,7 @@
 """A world model that learns from data alone: its batches, its loss by hand, its exact state."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,13 @@ def config(core: str = "s5", *, sampling: str = "episodes", **world: Any) -> S4W
 
 
 def learner(core: str = "s5", *, seed: int = 0, **changes: Any) -> WorldLearner:
-    return WorldLearner(config(core, **changes), cases.OBS_SPACE, cases.ACTIONS, seed=seed)
+    return made_of(config(core, **changes), seed=seed)
+
+
+def made_of(settings: S4WMConfig, *, total_updates: int = 10, seed: int = 0) -> WorldLearner:
+    return WorldLearner(
+        settings, cases.OBS_SPACE, cases.ACTIONS, total_updates=total_updates, seed=seed
+    )
 
 
 def dataset(lengths: tuple[int, ...] = (7, 2, 3, 2, 1, 2)) -> EpisodeDataset:
@@ -111,6 +118,22 @@ def test_two_updates_and_two_after_a_restore_are_four(core: str, sampling: str) 
         assert not torch.equal(p, before[name]), f"{name} has not moved"
     assert all(name.startswith("world_model/") for name in losses[0])
     assert all(np.isfinite(value) for one in losses for value in one.values())
+
+
+def test_a_cosine_takes_the_learning_rate_to_zero_over_the_updates_of_the_run() -> None:
+    settings = config()
+    cosine = dataclasses.replace(settings.optimizer, warmup_updates=2, schedule="cosine")
+    made = made_of(dataclasses.replace(settings, optimizer=cosine), total_updates=4)
+    (batch,) = batches(made, 1)
+    rates = [made.update(batch)["world_model/learning_rate"] for _ in range(4)]
+    shares = [0.5, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    assert rates == pytest.approx([1e-2 * share for share in shares])
+    kept = {name: p.clone() for name, p in made.world.state_dict().items()}
+    assert made.update(batch)["world_model/learning_rate"] == 0
+    assert all(torch.equal(p, kept[name]) for name, p in made.world.state_dict().items())
+    made.end_at(10)
+    assert made.update(batch)["world_model/learning_rate"] == pytest.approx(1e-2 / 2)
+    assert made_of(settings).update(batch)["world_model/learning_rate"] == 1e-2
 
 
 def pieces(batch: SampledBatch) -> list[tuple[int, int, int]]:
