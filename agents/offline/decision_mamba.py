@@ -27,11 +27,11 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from statewise.agents.offline.acting import Acting, RecurrentActing, WindowActing
-from statewise.agents.offline.inputs import ObsNormalizer
 from statewise.agents.offline.protocol import ObsStatistics, Sampling
-from statewise.agents.offline.sequence_agent import SequenceAgent, SequenceAgentConfig, seeded
-from statewise.agents.offline.sequence_policy import ActionHead, SequencePolicy
-from statewise.agents.offline.tokens import TOKEN_STD, TripleTokens, normal_weights
+from statewise.agents.offline.sequence_agent import SequenceAgent, seeded
+from statewise.agents.offline.sequence_policy import SequencePolicy
+from statewise.agents.offline.tokens import TOKEN_STD, normal_weights
+from statewise.agents.offline.triples import PAPER_CONTEXT, TripleConfig, build_ends
 from statewise.agents.offline.wrapped import Wrapped
 from statewise.data.samplers import TrajectoryConfig, WindowConfig
 from statewise.kernels import Backend
@@ -40,18 +40,13 @@ from statewise.ssm.mamba import MambaConfig, MambaLayer
 from statewise.ssm.stack import Stack
 
 MLP_WIDTH = 4  # times the width of the model
-PAPER_CONTEXT = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionMambaConfig(SequenceAgentConfig):
+class DecisionMambaConfig(TripleConfig):
     """Settings; the defaults are the paper's."""
 
     ssm_lr_factor: float = 1.0  # > 0, learning rate of state-space parameters, relative
-    context: int = PAPER_CONTEXT  # K >= 1, steps of a window, in training or acting
-    d_model: int = 128  # >= 1
-    num_layers: int = 3  # >= 1
-    num_timesteps: int = 1000  # >= 1, rows of the time table; the longest episode
     backend: Backend = "auto"  # of the scans
     mamba: MambaConfig = field(default_factory=MambaConfig)
     train_on: Literal["windows", "trajectories"] = "windows"
@@ -62,9 +57,6 @@ class DecisionMambaConfig(SequenceAgentConfig):
         super().__post_init__()
         if not self.ssm_lr_factor > 0:
             raise ValueError(f"ssm_lr_factor: expected a positive number, got {self.ssm_lr_factor}")
-        for name in ("context", "d_model", "num_layers", "num_timesteps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if (self.train_on, self.inference) == ("windows", "recurrent"):
             raise ValueError(
                 "inference: expected 'window' with train_on 'windows', got 'recurrent', whose "
@@ -158,16 +150,7 @@ def build_policy(
     statistics: ObsStatistics | None,
 ) -> SequencePolicy:
     """Return the network with its initial weights, drawn from torch's own generator."""
-    inputs = ObsNormalizer(obs_space, statistics, config.encoder)
-    head = ActionHead(config.d_model, action_space)
-    tokens = TripleTokens(
-        inputs.d_out,
-        head.code.width,
-        config.d_model,
-        return_scale=config.return_scale,
-        num_timesteps=config.num_timesteps,
-        action_input=config.action_input,
-    )
+    inputs, tokens, head = build_ends(config, obs_space, action_space, statistics)
     core = build_core(config)
     for module in (tokens, head):
         normal_weights(module)

@@ -41,6 +41,7 @@ from statewise.agents.offline.self_evolution import SelfEvolutionConfig, Teacher
 from statewise.agents.offline.sequence_agent import SequenceAgent, seeded
 from statewise.agents.offline.sequence_policy import ActionHead, SequencePolicy, TokenCore
 from statewise.agents.offline.tokens import PolicyRows, TripleTokens, normal_weights
+from statewise.agents.offline.triples import build_ends
 from statewise.agents.optimizer import load_weights
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import masked_mean
@@ -152,16 +153,7 @@ def build_policy(
     statistics: ObsStatistics | None,
 ) -> MultiGrainedPolicy:
     """Return the network with its initial weights, drawn from torch's own generator."""
-    inputs = ObsNormalizer(obs_space, statistics, config.encoder)
-    head = ActionHead(config.d_model, action_space)
-    tokens = TripleTokens(
-        inputs.d_out,
-        head.code.width,
-        config.d_model,
-        return_scale=config.return_scale,
-        num_timesteps=config.num_timesteps,
-        action_input=config.action_input,
-    )
+    inputs, tokens, head = build_ends(config, obs_space, action_space, statistics)
     core = build_core(
         fine_of(config),
         config.fusion,

@@ -21,11 +21,11 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from statewise.agents.offline.acting import WindowActing
-from statewise.agents.offline.inputs import ObsNormalizer
 from statewise.agents.offline.protocol import ObsStatistics
-from statewise.agents.offline.sequence_agent import SequenceAgent, SequenceAgentConfig, seeded
-from statewise.agents.offline.sequence_policy import ActionHead, SequencePolicy, TokenCore
-from statewise.agents.offline.tokens import TripleTokens, normal_weights
+from statewise.agents.offline.sequence_agent import SequenceAgent, seeded
+from statewise.agents.offline.sequence_policy import SequencePolicy, TokenCore
+from statewise.agents.offline.tokens import normal_weights
+from statewise.agents.offline.triples import TripleConfig, build_ends
 from statewise.data.samplers import WindowConfig
 from statewise.ssm.protocol import State
 
@@ -35,20 +35,15 @@ EVERY = slice(None)  # all tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionTransformerConfig(SequenceAgentConfig):
+class DecisionTransformerConfig(TripleConfig):
     """Settings; the defaults are the paper's for MuJoCo."""
 
-    context: int = 20  # K >= 1, steps of a window, in training and in acting
-    d_model: int = 128  # >= 1, divisible by num_heads
-    num_layers: int = 3  # >= 1
-    num_heads: int = 1  # >= 1
-    num_timesteps: int = 1000  # >= 1, rows of the time table; the longest episode
+    num_heads: int = 1  # >= 1, a divisor of d_model
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("context", "d_model", "num_layers", "num_heads", "num_timesteps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.num_heads < 1:
+            raise ValueError(f"num_heads: expected at least 1, got {self.num_heads}")
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"num_heads: expected a divisor of d_model {self.d_model}, got {self.num_heads}"
@@ -147,16 +142,7 @@ def build_policy(
     statistics: ObsStatistics | None,
 ) -> SequencePolicy:
     """Return the network with its initial weights, drawn from torch's own generator."""
-    inputs = ObsNormalizer(obs_space, statistics, config.encoder)
-    head = ActionHead(config.d_model, action_space)
-    tokens = TripleTokens(
-        inputs.d_out,
-        head.code.width,
-        config.d_model,
-        return_scale=config.return_scale,
-        num_timesteps=config.num_timesteps,
-        action_input=config.action_input,
-    )
+    inputs, tokens, head = build_ends(config, obs_space, action_space, statistics)
     core = GPTCore(config.d_model, config.num_layers, config.num_heads, config.dropout)
     for module in (tokens, core, head):
         normal_weights(module)
