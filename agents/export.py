@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statewise.agents.recurrent_ppo import ActorCritic
+from statewise.agents.ppo_network import ActorCritic
 from statewise.ssm.protocol import State
 
 FACTS = "statewise.json"
@@ -35,7 +35,7 @@ class PolicyStep(nn.Module):
             state: memory before `obs`; what `initial_state` gave, or the call before.
             reset: (B,) bool, True where the memory is cleared before `obs` is read.
         """
-        policy, _, after = self.network.step(obs, state, reset, None)
+        policy, after = self.network.act(obs, state, reset)
         return policy.mode(), after
 
 

@@ -18,6 +18,7 @@ steps, per update.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,14 +27,13 @@ from torch import Tensor, nn
 
 from statewise.agents import parallel
 from statewise.agents.generators import restore
+from statewise.agents.ppo_network import ActorCritic
 from statewise.agents.protocol import Agent, Metrics
 from statewise.agents.returns import generalized_advantage
 from statewise.data.step import Batch
-from statewise.nets.distributions import Distribution
 from statewise.nets.encoder import Encoder, EncoderConfig
-from statewise.nets.heads import PolicyHead, ValueHead
 from statewise.nets.moments import NormalizedEncoder
-from statewise.ssm.build import SequenceConfig, build_sequence
+from statewise.ssm.build import SequenceConfig
 from statewise.ssm.groups import parameter_groups
 from statewise.ssm.protocol import Cache, State
 from statewise.ssm.state import take
@@ -79,6 +79,7 @@ class RecurrentPPOConfig:
     loss_scale: LossScale = field(default_factory=LossScale)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    critic: Literal["shared", "separate"] = "shared"  # encoder and memory of the critic
     head_hidden: tuple[int, ...] = (64,)  # widths of the hidden layers of both heads
     initial_std: float = 1.0  # > 0, standard deviation of actions from a Box before training
 
@@ -96,43 +97,6 @@ class RecurrentPPOConfig:
         for name in ("discount", "trace"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected [0, 1], got {getattr(self, name)}")
-
-
-class ActorCritic(nn.Module):
-    """Encoder, projection to the sequence width where needed, sequence model, two heads."""
-
-    def __init__(
-        self, config: RecurrentPPOConfig, action_space: spaces.Space[Any], encoder: nn.Module
-    ):
-        super().__init__()
-        width = config.sequence.d_model
-        d_out = getattr(encoder, "d_out", None)
-        if not isinstance(d_out, int):
-            raise ValueError(
-                f"encoder: expected a module with d_out, the width of its features, got {d_out!r} "
-                f"on {type(encoder).__name__}: set self.d_out"
-            )
-        self.encoder = encoder
-        self.project = nn.Identity() if d_out == width else nn.Linear(d_out, width)
-        self.sequence = build_sequence(config.sequence)
-        self.policy = PolicyHead(
-            width, action_space, config.head_hidden, initial_std=config.initial_std
-        )
-        self.value = ValueHead(width, config.head_hidden)
-
-    def forward(
-        self, obs: dict[str, Tensor], state: State, reset: Tensor
-    ) -> tuple[Distribution, Tensor, State]:
-        """Run windows (B, T); return the policy, values (B, T) and the last state."""
-        y, state = self.sequence(self.project(self.encoder(obs)), state, reset)
-        return self.policy(y), self.value(y), state
-
-    def step(
-        self, obs: dict[str, Tensor], state: State, reset: Tensor, cache: Cache | None
-    ) -> tuple[Distribution, Tensor, State]:
-        """Run one step (B)."""
-        y, state = self.sequence.step(self.project(self.encoder(obs)), state, reset, cache=cache)
-        return self.policy(y), self.value(y), state
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
@@ -223,7 +187,8 @@ class RecurrentPPO:
         seed: of the initial weights, the sampled actions and the minibatches.
         device: where the network lives.
         encoder: makes the encoder from the observation space; its module maps a dict of
-            (..., ) tensors to (..., d_out) and has the attribute `d_out`. None: `nets.Encoder`.
+            (..., ) tensors to (..., d_out) and has the attribute `d_out`. It is called once more
+            for a separate critic. None: `nets.Encoder`.
     """
 
     def __init__(
@@ -244,20 +209,31 @@ class RecurrentPPO:
         self.action_space = action_space
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            front = Encoder(obs_space, config.encoder) if encoder is None else encoder(obs_space)
-            if config.normalize_obs == "running":
-                front = NormalizedEncoder(obs_space, front)
-            self.network = ActorCritic(config, action_space, front).to(self.device)
+            make = partial(self._make_encoder, obs_space, encoder)
+            self.network = ActorCritic(
+                make(),
+                action_space,
+                config.sequence,
+                critic_encoder=make if config.critic == "separate" else None,
+                head_hidden=config.head_hidden,
+                initial_std=config.initial_std,
+            ).to(self.device)
         self._adam: torch.optim.AdamW | None = None
         self._moments: dict[str, Any] = {}
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.shuffle = torch.Generator().manual_seed(seed)
         self._cache: Cache | None = None
 
+    def _make_encoder(self, obs_space: spaces.Dict, make: EncoderFactory | None) -> nn.Module:
+        front = Encoder(obs_space, self.config.encoder) if make is None else make(obs_space)
+        return (
+            NormalizedEncoder(obs_space, front) if self.config.normalize_obs == "running" else front
+        )
+
     def initial_state(self, batch_size: int) -> State:
         """Return the state for environments that are about to start."""
         with torch.no_grad():
-            return self.network.sequence.initial_state(batch_size)
+            return self.network.initial_state(batch_size)
 
     @torch.inference_mode()
     def act(
@@ -271,7 +247,7 @@ class RecurrentPPO:
     ) -> tuple[Tensor, dict[str, Tensor], State]:
         """Choose actions; extras are `value` and `log_prob`, each (B,). See `Agent`."""
         if self._cache is None:
-            self._cache = self.network.sequence.prepare_step()
+            self._cache = self.network.prepare_step()
         with self._autocast():
             policy, value, state = self.network.step(obs, state, reset, self._cache)
         action = policy.sample(self.generator) if explore else policy.mode()
@@ -309,8 +285,9 @@ class RecurrentPPO:
             if kl is not None and float(kl) > config.target_kl:
                 break
         self._cache = None
-        if isinstance(self.network.encoder, NormalizedEncoder):
-            self.network.encoder.learn(step.obs, step.valid, parallel.total)
+        for encoder in self.network.encoders():
+            if isinstance(encoder, NormalizedEncoder):
+                encoder.learn(step.obs, step.valid, parallel.total)
         self.steps_seen += int(parallel.total(step.valid.sum()))
         metrics = parallel.mean_metrics(
             {name: float(torch.stack([m[name] for m in collected]).mean()) for name in collected[0]}

@@ -28,6 +28,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from statewise.agents.generators import restore
+from statewise.agents.memory import Memory
 from statewise.agents.offline.transitions import follow, frozen_copy
 from statewise.agents.optimizer import Optimizer, OptimizerSettings, load_weights
 from statewise.agents.protocol import Metrics, ReplayAgent
@@ -44,7 +45,6 @@ from statewise.agents.sac_losses import (
 from statewise.agents.sac_networks import (
     BoxScale,
     GaussianActor,
-    Memory,
     MemoryCritics,
     Temperature,
 )

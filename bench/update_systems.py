@@ -11,7 +11,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from statewise.agents.recurrent_ppo import ActorCritic, RecurrentPPOConfig
+from statewise.agents.ppo_network import ActorCritic
+from statewise.agents.recurrent_ppo import RecurrentPPOConfig
 from statewise.bench.measure import time_calls
 from statewise.bench.process import Answer, Job
 from statewise.nets.encoder import Encoder
@@ -50,7 +51,7 @@ def make_network(config: SequenceConfig, step_by_step: bool) -> ActorCritic:
     """Return the actor-critic of the presets with this memory, for 8 inputs and 4 actions."""
     agent = RecurrentPPOConfig(sequence=config)
     space = spaces.Dict({"obs": spaces.Box(-np.inf, np.inf, (8,), np.float32)})
-    network = ActorCritic(agent, spaces.Discrete(4), Encoder(space, agent.encoder))
+    network = ActorCritic(Encoder(space, agent.encoder), spaces.Discrete(4), config)
     if step_by_step:
         network.sequence = StepByStep(build_sequence(config))  # type: ignore[assignment]
     return network
