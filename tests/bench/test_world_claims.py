@@ -256,10 +256,10 @@ def test_claims_of_the_package_give_all_arms_of_a_task_the_same(name: str) -> No
             assert isinstance(config, S4WMRun)
             updates, evaluation = config.total_updates, config.eval
             if name in AT_EQUAL_TIME:
-                assert updates / 20 == pytest.approx(evaluation.every_updates, rel=0.06)
                 updates, evaluation = 0, replace(evaluation, every_updates=0)
             key, task = one.data, (config.data, updates, evaluation)
-            task += (replace(config.agent, world=type(config.agent.world)()),)
+            rate = replace(config.agent.optimizer, schedule="constant")  # shown beside it
+            task += (replace(config.agent, world=type(config.agent.world)(), optimizer=rate),)
         world = config.agent.world
         task += (world.latents, world.encoder, world.decoder, world.heads, world.loss_scale)
         tasks.setdefault(key, []).append(task)
