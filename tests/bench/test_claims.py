@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from statewise.agents.recurrent_ppo import RecurrentPPOConfig
 from statewise.bench.claim_checks import Check
 from statewise.bench.claims import Arm, claim_names, load_claim
 from statewise.training.config import TrainConfig
@@ -109,8 +110,13 @@ def test_controls_differ_in_their_memory_alone(name: str) -> None:
             assert kept.env.inputs == ("previous_reward",)
             env = env if check.over == f"{check.arm}_blind" else kept.env
         else:
-            assert check.over == f"{check.arm}_none"
-        assert none == replace(kept, agent=replace(kept.agent, sequence=cleared), env=env)
+            assert str(check.over).removesuffix("_shared") == f"{check.arm}_none"
+        agent = replace(kept.agent, sequence=cleared)
+        if str(check.over).endswith("_shared"):  # the better control of the two
+            assert isinstance(agent, RecurrentPPOConfig)
+            assert agent.critic == "separate"
+            agent = replace(agent, critic="shared")
+        assert none == replace(kept, agent=agent, env=env)
         assert kept.env.keep
 
 
