@@ -51,6 +51,20 @@ def _calls() -> tuple[Tensor, Tensor]:
     return obs, reset
 
 
+def test_the_program_of_an_agent_with_a_separate_critic_remembers_what_the_actor_does(tmp_path):
+    agent = make_agent(make_config(critic="separate"))
+    path = tmp_path / "policy.pt2"
+    facts = export_policy(agent.network, {"obs": torch.zeros(3)}, path, batch_size=NUM)
+    program = torch.export.load(path).module()
+    obs, reset = _calls()
+    expected, _ = _play(agent, obs, reset)
+    state = agent.network.sequence.initial_state(NUM)
+    assert facts["state"].keys() == state.keys() < agent.initial_state(NUM).keys()
+    for t in range(len(obs)):
+        action, state = program({"obs": obs[t]}, state, reset[t])
+        assert torch.equal(action, expected[t])
+
+
 # Every layer's step is exported in tests/ssm/test_compile.py; here, one of each kind of state.
 @pytest.mark.parametrize("kind", ["s5", "s4", "mamba", "lstm", "attention"])
 def test_the_program_acts_as_the_agent(kind, tmp_path):
