@@ -175,7 +175,7 @@ def test_the_claims_are_those_of_the_package() -> None:
     plain += [f"repeat_previous_{level}" for level in ("easy", "medium")]
     assert sorted(plain) == PLAIN
     others = ["memory_chain_cores", "repeat_previous_easy_cores", "t_maze_cores"]
-    delays = ("400", "far", "gate", "gate_60", "mixed", "sweep")
+    delays = ("far", "gate", "gate_60", "mixed", "sweep")
     worlds = ["delayed_offer", *(f"delayed_offer_{name}" for name in delays)]
     worlds += ["drama_catch", "dreamer_cartpole", "hallway"]
     worlds += [f"r2i_repeat_previous_{level}" for level in ("easy", "medium")]
