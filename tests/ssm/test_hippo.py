@@ -67,12 +67,15 @@ def test_the_kept_half_gives_the_whole_system_back(measure, N):
     _assert_equal(2 * (half.V @ half.P.T).real, system.P.T)
 
 
-@pytest.mark.parametrize(("measure", "N"), [("legs", 16), ("legt", 16), ("fourier", 16)])
-def test_every_measure_starts_stable(measure, N):
-    half = nplr(measure, N)
+# Of a Fourier basis the sine of frequency 0 is nothing: it neither moves nor decays.
+@pytest.mark.parametrize(("measure", "num_still"), [("legs", 0), ("legt", 0), ("fourier", 1)])
+def test_every_measure_starts_stable(measure, num_still):
+    half = nplr(measure, 16)
     low = np.concatenate([half.P, half.P.conj()], 1)
     full = np.diag(np.concatenate([half.w, half.w.conj()])) - low.T @ low.conj()
-    assert np.linalg.eigvals(full).real.max() < 0
+    rates = np.sort(np.linalg.eigvals(full).real)
+    assert np.abs(rates[len(rates) - num_still :]).max(initial=0) < 1e-12
+    assert rates[len(rates) - num_still - 1] < -0.1
 
 
 @every_file
