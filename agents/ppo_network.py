@@ -72,7 +72,8 @@ class ActorCritic(nn.Module):
         self, obs: dict[str, Tensor], state: State, reset: Tensor
     ) -> tuple[Distribution, Tensor, State]:
         """Run windows (B, T); return the policy, values (B, T) and the last state."""
-        y, last = self.sequence(self.project(self.encoder(obs)), _own(state), reset)
+        x = self.project(self.encoder(obs))
+        y, last = self.sequence(x, self._own(state), reset)
         if self.critic is None:
             return self.policy(y), self.value(y), last
         z, theirs = self.critic.run(obs, select(state, CRITIC), reset)
@@ -99,13 +100,12 @@ class ActorCritic(nn.Module):
     def _actor_step(
         self, obs: dict[str, Tensor], state: State, reset: Tensor, cache: Cache | None
     ) -> tuple[Tensor, State]:
+        own = None if cache is None else self._own(cache)
         x = self.project(self.encoder(obs))
-        y, last = self.sequence.step(
-            x, _own(state), reset, cache=None if cache is None else _own(cache)
-        )
-        return y, last
+        return self.sequence.step(x, self._own(state), reset, cache=own)
 
-
-def _own(state: State) -> State:
-    """Return what of a state or a cache is the actor's."""
-    return {key: x for key, x in state.items() if not key.startswith(CRITIC)}
+    def _own(self, state: State) -> State:
+        """Return what of a state or a cache is the actor's: all of it without a second memory."""
+        if self.critic is None:
+            return state
+        return {key: x for key, x in state.items() if not key.startswith(CRITIC)}

@@ -111,6 +111,7 @@ def test_controls_differ_in_their_memory_alone(name: str) -> None:
             env = env if check.over == f"{check.arm}_blind" else kept.env
         else:
             assert str(check.over).removesuffix("_shared") == f"{check.arm}_none"
+            assert f"{check.arm}_none" in {one.over for one in claim.checks if one.arm == check.arm}
         agent = replace(kept.agent, sequence=cleared)
         if str(check.over).endswith("_shared"):  # the better control of the two
             assert isinstance(agent, RecurrentPPOConfig)

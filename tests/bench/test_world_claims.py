@@ -266,14 +266,14 @@ def test_claims_of_the_package_give_all_arms_of_a_task_the_same(name: str) -> No
 
 
 def test_at_equal_time_the_slower_core_has_fewer_updates_the_longer_the_delay() -> None:
-    far, shares = load_claim(AT_EQUAL_TIME), []
-    for k in (100, 200):
-        ours, theirs = (far.arm(f"{core}_{k}").config(1) for core in ("s5", "gru"))
+    claim, shares = load_claim(AT_EQUAL_TIME), []
+    for k in (100, 200, 400):
+        ours, theirs = (claim.arm(f"{core}_{k}").config(1) for core in ("s5", "gru"))
         assert isinstance(ours, S4WMRun)
         assert isinstance(theirs, S4WMRun)
         assert ours.agent.batch_size * ours.agent.length == 4096
         shares.append(theirs.total_updates / ours.total_updates)
-    assert 0.5 > shares[0] > shares[1] > 0.3
+    assert 0.5 > shares[0] > shares[1] > shares[2] > 0.2
 
 
 def test_the_word_for_nothing_puts_a_group_back_to_its_defaults() -> None:
