@@ -21,10 +21,11 @@ from statewise.agents.laprop import LaProp
 from statewise.agents.recurrent_ppo import NonFiniteLossError
 from statewise.ssm.groups import parameter_groups, ssm_parameter_names
 
-Schedule = Literal["constant", "cosine"]
+Schedule = Literal["constant", "cosine", "cooldown"]
 Clip = Literal["joint", "by_name", "adaptive"]
 Kind = Literal["adam", "laprop"]
 _SMALLEST_NORM = 1e-3  # of a tensor, for adaptive clipping
+_COOLDOWN = 5  # a cooldown takes one in so many updates, the last ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class OptimizerSettings:
     max_grad_norm: float  # > 0, see the module
     schedule: Schedule = "constant"
     warmup_updates: int = 0  # >= 0
-    total_updates: int  # >= 1, where the cosine reaches 0
+    total_updates: int  # >= 1, where a schedule reaches 0
     eps: float = 1e-8  # > 0
     clip: Clip = "joint"
     kind: Kind = "adam"  # with decoupled weight decay
@@ -54,12 +55,18 @@ class OptimizerSettings:
 def rate_factor(update: int, settings: OptimizerSettings) -> float:
     """Return the share in [0, 1] of the learning rate at an update, counted from 0.
 
-    min(1, (update + 1) / warm-up), times (1 + cos(pi update / total)) / 2 for "cosine".
+    min(1, (update + 1) / warm-up), times (1 + cos(pi update / total)) / 2 for "cosine", for
+    "cooldown" times min(1, 5 (1 - update / total)): constant, then down to 0 in a line over the
+    last fifth (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
+    Training Durations").
     """
     factor = min(1.0, (update + 1) / max(1, settings.warmup_updates))
-    if settings.schedule == "cosine":
-        done = min(1.0, update / settings.total_updates)
-        factor *= (1.0 + math.cos(math.pi * done)) / 2
+    done = min(1.0, update / settings.total_updates)
+    match settings.schedule:
+        case "cosine":
+            factor *= (1.0 + math.cos(math.pi * done)) / 2
+        case "cooldown":
+            factor *= min(1.0, _COOLDOWN * (1.0 - done))
     return factor
 
 

@@ -79,7 +79,7 @@ class S4WMOptimizerConfig(WorldOptimizerConfig):
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_updates: int = 1000
-    schedule: Schedule = "constant"  # after the warm-up; cosine: to 0 over the run's updates
+    schedule: Schedule = "constant"  # after the warm-up; see `rate_factor`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class WorldLearner:
         config: settings.
         obs_space: flat, of one environment.
         action_space: of one environment.
-        total_updates: >= 1, of the run: where a cosine schedule ends.
+        total_updates: >= 1, of the run: where the schedule ends.
         seed: of weights and noise.
         device: where it lives.
         encoder: see `ImaginationAgent`.
@@ -171,7 +171,7 @@ class WorldLearner:
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def end_at(self, total_updates: int) -> None:
-        """Let a cosine schedule end after so many updates, >= 1, those made so far included."""
+        """Let the schedule end after so many updates, >= 1, those made so far included."""
         self.optimizer.settings = self.config.optimizer.settings(total_updates)
 
     def update(self, batch: SampledBatch) -> Metrics:

@@ -184,7 +184,7 @@ class AlgorithmDistillation(SequenceAgent):
         obs_space: flat Dict of one environment.
         action_space: Discrete, MultiDiscrete or a float Box, of one environment.
         statistics: of the data set's observations; None where weights will be loaded.
-        total_updates: >= 1, of the run: where the cosine of the learning rate ends.
+        total_updates: >= 1, of the run: where the schedule of the learning rate ends.
         seed: of the initial weights, of dropout and of sampled actions.
         device: where the network lives.
     """

@@ -33,7 +33,7 @@ class BehaviorCloningConfig(TransitionAgentConfig):
     """Settings."""
 
     batch_size: int = 64  # >= 1, steps
-    schedule: Schedule = "constant"  # of the learning rate; cosine: to 0 over the run's updates
+    schedule: Schedule = "constant"  # of the learning rate; see `rate_factor`
     weight_decay: float = 0.0  # >= 0, decoupled; never of biases
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class BehaviorCloning(TransitionAgent):
         obs_space: flat Dict of one environment.
         action_space: Discrete, MultiDiscrete or a float Box, of one environment.
         statistics: of the data set's observations; None where weights will be loaded.
-        total_updates: >= 1, of the run: where the cosine of the learning rate ends.
+        total_updates: >= 1, of the run: where the schedule of the learning rate ends.
         seed: of the initial weights and of sampled actions.
         device: where the network lives.
     """

@@ -46,7 +46,7 @@ class SequenceLearningConfig:
     """Settings by which all sequence policies learn from data."""
 
     learning_rate: float = 1e-4  # > 0, AdamW
-    schedule: Schedule = "constant"  # after the warm-up; cosine: to 0 over the run's updates
+    schedule: Schedule = "constant"  # after the warm-up; see `rate_factor`
     warmup_updates: int = 10_000  # >= 0, linear
     weight_decay: float = 1e-4  # >= 0, decoupled; never of state-space parameters, norms, biases
     max_grad_norm: float = 0.25  # > 0, joint
@@ -103,7 +103,7 @@ class SequenceAgent:
         policy: on its device.
         acting: a way to act with this policy.
         sampling: which batches `update` takes.
-        total_updates: >= 1, of the run: where a cosine schedule ends.
+        total_updates: >= 1, of the run: where the schedule ends.
         seed: of the sampled actions and of dropout.
         ssm_lr_factor: > 0, learning rate of state-space parameters, relative.
     """

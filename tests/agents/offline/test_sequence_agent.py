@@ -191,6 +191,9 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     cosine = OptimizerSettings(**vars(settings) | {"schedule": "cosine", "warmup_updates": 0})
     expected = [(1 + math.cos(math.pi * u / 10)) / 2 for u in (0, 5, 9)] + [0, 0]
     assert [rate_factor(u, cosine) for u in (0, 5, 9, 10, 12)] == pytest.approx(expected)
+    cooldown = OptimizerSettings(**vars(settings) | {"schedule": "cooldown"})
+    expected = [0.25, 1, 1, 1, 0.5, 0, 0]
+    assert [rate_factor(u, cooldown) for u in (0, 3, 7, 8, 9, 10, 12)] == pytest.approx(expected)
     agent = s4(learning_rate=0.5, warmup_updates=2, schedule="constant")
     batch = batch_of(make_dataset(), [0])
     assert [agent.update(batch)["learning_rate"] for _ in range(3)] == [0.25, 0.5, 0.5]
