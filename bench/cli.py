@@ -158,9 +158,12 @@ def _bench_parser() -> argparse.ArgumentParser:
     offline.add_argument("--threads", type=count, default=2, help="of training and acting")
     world = names.add_parser("worldmodel", help="a world model with a scan and with a GRU")
     world.add_argument("--threads", type=count, default=2, help="of training and imagination")
+    world.add_argument("--shape", type=_shape, help="B,T,width of one update more: 16,64,256")
     envs = names.add_parser("envs", help="environments through our adapters and alone")
     envs.add_argument("--case", action="append", metavar="TEXT", help="cases whose name holds it")
     rollout = names.add_parser("rollout", help="acting and stepping, S5 and without memory")
+    for part in (layers, world):
+        part.add_argument("--device", default="cpu", help="cpu, by default, or cuda")
     for part in (envs, rollout):
         part.add_argument("--threads", type=count, default=2, help="of torch and of the backends")
     for part in (scan, layers, ppo, offline, world, envs, rollout):
@@ -187,7 +190,9 @@ def _scan_options(options: argparse.Namespace) -> "ScanOptions":
 
 def _layers_options(options: argparse.Namespace) -> "LayersOptions":
     from statewise.bench.layers import CASES, Case, LayersOptions, every_layer, every_step
+    from statewise.training.playing import find_device
 
+    device = str(find_device(options.device))
     cases: tuple[Case, ...] = CASES
     if options.all:
         cases = (*CASES, every_layer(), every_step())
@@ -201,13 +206,16 @@ def _layers_options(options: argparse.Namespace) -> "LayersOptions":
         return LayersOptions(
             shape=(2, 16, 32),
             threads=options.threads,
+            device=device,
             rounds=options.rounds or 1,
             reps=1,
             seconds=0.01,
             step_seconds=0.01,
             cases=cases,
         )
-    return LayersOptions(threads=options.threads, rounds=options.rounds or 2, cases=cases)
+    return LayersOptions(
+        threads=options.threads, device=device, rounds=options.rounds or 2, cases=cases
+    )
 
 
 def _ppo_options(options: argparse.Namespace) -> "PPOOptions":
@@ -244,19 +252,27 @@ def _offline_options(options: argparse.Namespace) -> "OfflineOptions":
 
 
 def _worldmodel_options(options: argparse.Namespace) -> "WorldModelOptions":
-    from statewise.bench.worldmodel import WorldModelOptions
+    from statewise.bench.worldmodel import WIDE, WorldModelOptions
+    from statewise.training.playing import find_device
 
+    device = str(find_device(options.device))
     if options.quick:
         return WorldModelOptions(
             lengths=(3,),
-            wide=(2, 4, 16),
+            wide=options.shape or (2, 4, 16),
             rollouts=4,
             threads=options.threads,
+            device=device,
             rounds=options.rounds or 1,
             reps=1,
             seconds=0.01,
         )
-    return WorldModelOptions(threads=options.threads, rounds=options.rounds or 3)
+    return WorldModelOptions(
+        wide=options.shape or WIDE,
+        threads=options.threads,
+        device=device,
+        rounds=options.rounds or 3,
+    )
 
 
 def _envs_options(options: argparse.Namespace) -> "EnvsOptions":
@@ -322,8 +338,9 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def _shape(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
         raise argparse.ArgumentTypeError(f"expected B,T,D, three positive integers, got {text!r}")
-    return tuple(int(part) for part in parts)
+    batch, steps, width = map(int, parts)
+    return batch, steps, width

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from statewise.bench.measure import SLOW, Timing
 from statewise.bench.process import launch
 from statewise.bench.scan import Outcome
-from statewise.bench.table import Figure
+from statewise.bench.table import Figure, place_of
 from statewise.ssm.build import SEQUENCES
 
 Shape = tuple[int, int, int]
@@ -58,6 +58,7 @@ class LayersOptions:
 
     shape: Shape = (16, 1024, 256)
     threads: int = 2  # of training; a step has one
+    device: str = "cpu"
     rounds: int = 2
     reps: int = 5
     seconds: float = 4.0
@@ -79,7 +80,8 @@ def _run_case(
     timings: dict[tuple[str, str], Timing] = {}
     facts: dict[tuple[str, str], tuple[float, str]] = {}
     open_systems = list(case.systems)
-    threads = 1 if case.mode == "step" else options.threads
+    # On a GPU one thread gives it the work.
+    threads = 1 if case.mode == "step" or options.device != "cpu" else options.threads
     for number in range(options.rounds):
         for system in list(open_systems):
             say(f"{case.name}, round {number + 1} of {options.rounds}: {system}")
@@ -107,6 +109,7 @@ def _job(options: LayersOptions, case: Case, system: str, threads: int) -> dict[
         "shape": options.shape,
         "history": HISTORY,
         "threads": threads,
+        "device": options.device,
         "reps": options.reps,
         "seconds": options.step_seconds if case.mode == "step" else options.seconds,
     }
@@ -120,7 +123,7 @@ def _figures(
     facts: dict[tuple[str, str], tuple[float, str]],
 ) -> list[Figure]:
     shape = f"width {options.shape[2]}" if case.mode == "step" else str(list(options.shape))
-    name = f"{case.name}, {shape}, threads {threads}"
+    name = f"{case.name}, {shape}, {place_of(options.device, threads)}"
     figures = []
     for metric in dict.fromkeys(metric for metric, _ in timings):
         for kind, pick in (("median", median), ("best", min)):

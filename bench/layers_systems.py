@@ -54,32 +54,34 @@ def _trained(system: str, x: Tensor, reset: Tensor) -> tuple[nn.Module, Callable
     width = x.shape[2]
     if system in ("torch.nn.LSTM", "torch.nn.GRU"):
         make = nn.LSTM if system.endswith("LSTM") else nn.GRU
-        rnn = make(width, width, NUM_LAYERS, batch_first=True)
+        rnn = make(width, width, NUM_LAYERS, batch_first=True).to(x.device)
         return rnn, lambda: rnn(x)[0]
     if system == "causal attention":
-        encoder = _attention(width)
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        encoder = _attention(width).to(x.device)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device)
         return encoder, lambda: encoder(x, mask=mask, is_causal=True)
     if system == "mambapy":
-        mamba = _mambapy(width)
+        mamba = _mambapy(width).to(x.device)
         return mamba, lambda: mamba(x)
     if system == "masked GRU, step by step":
         plain = SequenceConfig(
             kind="gru", d_model=width, num_layers=NUM_LAYERS, block=BlockConfig(kind="plain")
         )
         gru = build_sequence(plain)
-        loop = StepByStep(gru)
+        loop = StepByStep(gru).to(x.device)
         return loop, lambda: loop(x, gru.initial_state(len(x)), reset)[0]
     kind, _, resets = system.removeprefix("statewise ").partition(", ")
     model = _ours(kind, width)
     assert isinstance(model, nn.Module)
+    model.to(x.device)
     return model, lambda: model(x, None, reset if resets else None)[0]
 
 
 def _train(job: Job) -> Answer:
+    device = torch.device(job["device"])
     B, T, D = job["shape"]
-    x = torch.randn(B, T, D, requires_grad=True)
-    grad, reset = torch.randn(B, T, D), torch.rand(B, T) < RESET_RATE
+    x = torch.randn(B, T, D).to(device).requires_grad_()
+    grad, reset = torch.randn(B, T, D).to(device), (torch.rand(B, T) < RESET_RATE).to(device)
     module, forward = _trained(job["system"], x, reset)
     leaves = (x, *(p for p in module.parameters() if p.requires_grad))
 
@@ -101,14 +103,14 @@ def _train(job: Job) -> Answer:
 
 
 def _scan(job: Job) -> Answer:
+    device = torch.device(job["device"])
     B, T, E = job["shape"]
-    u, dt = torch.randn(B, T, E, requires_grad=True), torch.randn(B, T, E) - 4.0
-    A = -torch.arange(1.0, STATE_SIZE + 1).repeat(E, 1).requires_grad_()
-    Bm, Cm = (torch.randn(B, T, STATE_SIZE, requires_grad=True) for _ in range(2))
-    dt.requires_grad_()
-    reset, grad = torch.rand(B, T) < RESET_RATE, torch.randn(B, T, E)
+    A = -torch.arange(1.0, STATE_SIZE + 1).repeat(E, 1)
+    Bm, Cm = (torch.randn(B, T, STATE_SIZE) for _ in range(2))
+    inputs = (torch.randn(B, T, E), torch.randn(B, T, E) - 4.0, A, Bm, Cm)
+    leaves = u, dt, A, Bm, Cm = tuple(x.to(device).requires_grad_() for x in inputs)
+    reset, grad = (torch.rand(B, T) < RESET_RATE).to(device), torch.randn(B, T, E).to(device)
     backend: Any = "reference" if job["system"] == "unbind reference" else "auto"
-    leaves = (u, dt, A, Bm, Cm)
 
     def run() -> Tensor:
         return selective_scan(u, dt, A, Bm, Cm, reset=reset, backend=backend)[0]
@@ -121,15 +123,23 @@ def _scan(job: Job) -> Answer:
         return torch.autograd.grad(run(), leaves, grad)
 
     answer = _answer(job, {"forward": without_gradient, "forward+backward": both}, [])
-    peak = peak_memory(both)
+    peak = peak_memory(both, device)
     if peak is not None:
         share = peak / (u.numel() * u.element_size())
         answer["facts"].append(("peak memory above the inputs", share, "x u"))
     return answer
 
 
-def peak_memory(call: Call) -> int | None:
-    """Return the bytes by which the process grows at most while `call` runs; None if unknown."""
+def peak_memory(call: Call, device: torch.device) -> int | None:
+    """Return the most bytes that `call` takes for itself; None if unknown.
+
+    On a GPU what torch allocates, else by how much the process grows.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - held
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def read(key: str) -> int:
@@ -157,48 +167,51 @@ def _give_back_memory() -> None:
 
 
 def _step(job: Job) -> Answer:
-    width = job["shape"][2]
+    x = torch.randn(1, job["shape"][2]).to(job["device"])
     torch.manual_seed(0)
     with torch.inference_mode():
-        early, late = (
-            _stepper(job["system"], width, history) for history in (10, int(job["history"]))
-        )
+        early, late = (_stepper(job["system"], x, history) for history in (10, int(job["history"])))
         # The names say how long the memory is; a recurrent system must not feel it.
         calls = {f"step after {job['history']}": late, "step after 10": early}
         return _answer(job, calls, [])
 
 
-def _stepper(system: str, width: int, history: int) -> Call:
-    """Return one step of one environment, after `history` steps."""
-    x = torch.randn(1, width)
+def _stepper(system: str, x: Tensor, history: int) -> Call:
+    """Return one step of one environment, which shows `x`, after `history` steps."""
+    width, device = x.shape[1], x.device
     if system == "torch.nn.GRU":
-        rnn = nn.GRU(width, width, NUM_LAYERS, batch_first=True)
-        h = rnn(torch.randn(1, history, width))[1]
+        rnn = nn.GRU(width, width, NUM_LAYERS, batch_first=True).to(device)
+        h = rnn(torch.randn(1, history, width).to(device))[1]
         return lambda: rnn(x[:, None], h)
     if system == "causal attention":
-        encoder = _attention(width).eval()
-        window = torch.randn(1, history, width)
-        mask = nn.Transformer.generate_square_subsequent_mask(history)
+        encoder = _attention(width).eval().to(device)
+        window = torch.randn(1, history, width).to(device)
+        mask = nn.Transformer.generate_square_subsequent_mask(history, device=device)
         return lambda: encoder(window, mask=mask, is_causal=True)
     if system == "mambapy":
-        mamba = _mambapy(width)
+        mamba = _mambapy(width).to(device)
         block: Any = mamba.layers[0]  # type: ignore[index]
         inner, taps = block.mixer.config.d_inner, block.mixer.config.d_conv - 1
-        caches = [(torch.zeros(1, inner, STATE_SIZE), torch.zeros(1, inner, taps))] * NUM_LAYERS
+        cache_of = (x.new_zeros(1, inner, STATE_SIZE), x.new_zeros(1, inner, taps))
+        caches = [cache_of] * NUM_LAYERS
         for _ in range(history):
             _, caches = mamba.step(x, caches)  # type: ignore[operator]
         return lambda: mamba.step(x, list(caches))  # type: ignore[operator]
     model = _ours(system.removeprefix("statewise "), width)
+    assert isinstance(model, nn.Module)
+    model.to(device)
     state, cache = model.initial_state(1), model.prepare_step()
     for _ in range(history):
         _, state = model.step(x, state, None, cache=cache)
-    reset = torch.zeros(1, dtype=torch.bool)
+    reset = torch.zeros(1, dtype=torch.bool, device=device)
     return lambda: model.step(x, state, reset, cache=cache)
 
 
 def _answer(job: Job, calls: dict[str, Call], facts: list[tuple[str, float, str]]) -> Answer:
     timings = {
-        name: time_calls(call, reps=job["reps"], seconds=job["seconds"])
+        name: time_calls(
+            call, reps=job["reps"], seconds=job["seconds"], device=torch.device(job["device"])
+        )
         for name, call in calls.items()
     }
     assert all(math.isfinite(value) for _, value, _ in facts)
@@ -212,7 +225,7 @@ def run_job(job: Job) -> Answer:
     """Time one system.
 
     Args:
-        job: system, mode, shape, history, reps, seconds.
+        job: system, mode, shape, history, device, reps, seconds.
 
     Returns:
         {"timings": {metric: [wall, cpu]}, "facts": [[metric, value, unit], ...]}, seconds.

@@ -35,6 +35,11 @@ class Figure:
     threads: int = 1
 
 
+def place_of(device: str, threads: int) -> str:
+    """Return the words of a case for where it was measured."""
+    return f"threads {threads}" if device == "cpu" else device
+
+
 def build_rows(bench: str, figures: Sequence[Figure]) -> list[Row]:
     """Return one JSON row per figure.
 

@@ -16,13 +16,14 @@ from statewise.bench.measure import Timing
 from statewise.bench.process import Job
 from statewise.bench.rounds import run_rounds
 from statewise.bench.scan import Outcome
-from statewise.bench.table import Figure
+from statewise.bench.table import Figure, place_of
 
 R2I = "statewise R2I (S5)"
 GRU = "statewise Dreamer, GRU-RSSM"
 GRU_Z = "statewise Dreamer, GRU with q(z|o)"
 CELL = "torch.nn.GRUCell in the same loop"
 SYSTEMS = (R2I, GRU, GRU_Z, CELL)
+WIDE = (16, 64, 256)
 OVER_RSSM, OVER_Z, OVER_CELL = "speed / GRU-RSSM", "speed / GRU q(z|o)", "speed / GRUCell"
 
 
@@ -42,9 +43,10 @@ class WorldModelOptions:
     """What is measured and how long."""
 
     lengths: tuple[int, ...] = (32, 128, 512, 1024)  # T of the updates at batch 4, width 64
-    wide: tuple[int, int, int] = (16, 64, 256)  # B, T and width of one more update
+    wide: tuple[int, int, int] = WIDE  # B, T and width of one more update
     rollouts: int = 512  # of 15 steps
     threads: int = 2
+    device: str = "cpu"
     rounds: int = 3
     reps: int = 7
     seconds: float = 8.0
@@ -87,6 +89,7 @@ def _job(options: WorldModelOptions, case: Case, system: str, check: bool) -> Jo
         "width": case.width,
         "check": check,
         "threads": options.threads,
+        "device": options.device,
         "reps": options.reps,
         "seconds": options.seconds,
         "least_seconds": options.least_seconds,
@@ -94,7 +97,8 @@ def _job(options: WorldModelOptions, case: Case, system: str, check: bool) -> Jo
 
 
 def _figures(options: WorldModelOptions, case: Case, timings: dict[str, Timing]) -> list[Figure]:
-    name = f"{case.name}, threads {options.threads}"
+    threads = options.threads if options.device == "cpu" else 1  # which gives a GPU its work
+    name = f"{case.name}, {place_of(options.device, threads)}"
     rows = case.batch * case.steps
     figures = []
     for kind, pick in (("median", median), ("best", min)):
@@ -103,7 +107,7 @@ def _figures(options: WorldModelOptions, case: Case, timings: dict[str, Timing])
             metric, value, unit = f"update {kind}", 1e3 * seconds, "ms"
             if case.mode == "imagine":
                 metric, value, unit = f"imagined steps {kind}", rows / seconds, "steps/s"
-            figures.append(Figure(name, system, metric, value, unit, t, options.threads))
+            figures.append(Figure(name, system, metric, value, unit, t, threads))
     for metric, peer in ((OVER_RSSM, GRU), (OVER_Z, GRU_Z), (OVER_CELL, CELL)):
         if peer in timings:
             theirs = median(timings[peer].wall)

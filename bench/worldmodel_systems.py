@@ -18,7 +18,7 @@ from statewise.bench.measure import Timing, time_calls
 from statewise.bench.process import Answer, Job
 from statewise.bench.worldmodel import CELL, GRU_Z, R2I
 from statewise.data.shift import to_arrival
-from statewise.data.step import Step
+from statewise.data.step import Step, moved
 from statewise.nets.latents import LatentConfig
 from statewise.ssm.block import BlockConfig
 from statewise.ssm.build import SequenceConfig
@@ -100,6 +100,11 @@ def make_model(system: str, width: int) -> WorldModel:
     return model
 
 
+def device_of(model: WorldModel) -> torch.device:
+    """Return where a model is."""
+    return next(model.parameters()).device
+
+
 def make_window(batch: int, steps: int) -> Step:
     """Return random rows (B, T) with resets in 2 % of them."""
     draw = torch.Generator().manual_seed(0)
@@ -120,9 +125,10 @@ def make_window(batch: int, steps: int) -> Step:
 
 def check(model: WorldModel) -> str:
     """Return "" if a window is its steps, else what differs."""
-    step = make_window(2, CHECKED_STEPS)
+    device = device_of(model)
+    step = moved(make_window(2, CHECKED_STEPS), device)
     action = model.action_in(to_arrival(step))
-    noise = model.noise(2, CHECKED_STEPS, generator=torch.Generator().manual_seed(1))
+    noise = model.noise(2, CHECKED_STEPS, generator=torch.Generator(device).manual_seed(1))
     with torch.no_grad():
         seen = model.observe(step.obs, action, None, step.reset, noise)
         state = model.initial_state(2)
@@ -137,7 +143,7 @@ def check(model: WorldModel) -> str:
 
 def time_updates(model: WorldModel, job: Job) -> Timing:
     """Time updates on one window."""
-    step = make_window(job["batch"], job["steps"])
+    step = moved(make_window(job["batch"], job["steps"]), device_of(model))
     arrival = to_arrival(step)
     optimizer = Optimizer(model, SETTINGS)
     count = 0
@@ -150,13 +156,14 @@ def time_updates(model: WorldModel, job: Job) -> Timing:
         optimizer.step(terms, total, count)
         count += 1
 
-    return time_calls(update, **_extent(job))
+    return time_calls(update, device=device_of(model), **_extent(job))
 
 
 def time_imagination(model: WorldModel, job: Job) -> Timing:
     """Time rollouts of the prior with one action each."""
     N, H = job["batch"], job["steps"]
-    action = torch.nn.functional.one_hot(torch.arange(N) % 4, 4).float()
+    chosen = torch.arange(N, device=device_of(model)) % 4
+    action = torch.nn.functional.one_hot(chosen, 4).float()
 
     @torch.no_grad()
     def roll_out() -> None:
@@ -164,7 +171,7 @@ def time_imagination(model: WorldModel, job: Job) -> Timing:
         cache = model.dynamics.prepare_step()
         model.imagine(model.initial_state(N), lambda state, i: action, noise, cache=cache)
 
-    return time_calls(roll_out, **_extent(job))
+    return time_calls(roll_out, device=action.device, **_extent(job))
 
 
 def _extent(job: Job) -> dict[str, Any]:
@@ -174,7 +181,7 @@ def _extent(job: Job) -> dict[str, Any]:
 
 def run_job(job: Job) -> Answer:
     """Check a system if asked, and time it."""
-    model = make_model(job["system"], job["width"])
+    model = make_model(job["system"], job["width"]).to(job["device"])
     refused = check(model) if job["check"] else ""
     if refused:
         return {"refused": refused}

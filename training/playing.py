@@ -22,6 +22,7 @@ from statewise.training.config import ConfigError, RunConfig, dump_config
 from statewise.training.evaluate import EvalOptions, Evaluation
 from statewise.training.loop import Loop
 from statewise.training.run import RunDirectory, RunError
+from statewise.training.schema import check_device
 
 EnvFactory = Callable[..., gymnasium.Env[Any, Any]]
 
@@ -30,8 +31,12 @@ def find_device(name: str) -> torch.device:
     """Return a device of this machine.
 
     Raises:
-        ConfigError: it has none of that kind.
+        ConfigError: it has none of that kind, or there is no such kind.
     """
+    try:
+        check_device(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
             f"device: expected a device of this machine, got {name!r}, but torch finds no CUDA "

@@ -1,6 +1,8 @@
 import time
+from collections.abc import Callable
 
 import pytest
+import torch
 
 from statewise.bench import measure
 from statewise.bench.measure import Timing, time_calls
@@ -33,3 +35,17 @@ def test_a_slow_call_is_its_own_warm_up(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_cores_is_cpu_seconds_per_second() -> None:
     assert Timing([2.0, 1.0, 2.0], [4.0, 4.0, 1.0]).cores == 2.0
+
+
+def test_a_call_lasts_until_its_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+
+    def waiter(device: torch.device) -> Callable[[], None]:
+        waited.append(device)
+        return lambda: time.sleep(0.02)
+
+    monkeypatch.setattr(measure, "waiter", waiter)
+    gpu = torch.device("cuda")
+    timing = time_calls(lambda: None, reps=2, seconds=60.0, least_seconds=0.0, device=gpu)
+    assert waited == [gpu]
+    assert min(timing.wall) >= 0.02

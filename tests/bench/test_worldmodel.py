@@ -18,6 +18,7 @@ from statewise.bench.worldmodel import (
     cases_of,
 )
 from statewise.bench.worldmodel import _figures as figures
+from statewise.training.schema import ConfigError
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -35,6 +36,7 @@ def test_a_model_whose_window_is_not_its_steps_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(model, "observe", shifted)
     assert "expected h within" in worldmodel_systems.check(model)
     job = {"kind": "worldmodel", "system": R2I, "width": 16, "check": True, "mode": "update"}
+    job["device"] = "cpu"
     monkeypatch.setattr(worldmodel_systems, "make_model", lambda *_: model)
     assert worldmodel_systems.run_job(job)["refused"]
 
@@ -68,3 +70,24 @@ def test_the_command_measures_every_system_of_every_case(
     for system in SYSTEMS:
         assert system in shown
     assert "imagined steps" in shown
+
+
+def test_a_device_that_is_not_there_and_a_shape_that_is_none_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device: expected a device of this machine, got 'cuda'"):
+        cli.bench(["worldmodel", "--device", "cuda"])
+    with pytest.raises(ConfigError, match="device: expected cpu, cuda or cuda:N, got 'gpu'"):
+        cli.bench(["worldmodel", "--device", "gpu"])
+    with pytest.raises((ConfigError, SystemExit)):
+        cli.bench(["worldmodel", "--shape", "16,64"])
+
+
+def test_a_shape_and_a_device_name_the_cases() -> None:
+    options = WorldModelOptions(lengths=(8,), wide=(2, 16, 32), device="cuda")
+    case = cases_of(options)[1]
+    assert (case.batch, case.steps, case.width) == (2, 16, 32)
+    found = figures(options, case, {R2I: Timing([0.01], [0.01])})
+    assert found[0].case == "update, B 2, width 32, T 16, cuda"
+    assert found[0].threads == 1
