@@ -59,6 +59,8 @@ def time_calls(
         device: a call lasts until it has done all it was given.
     """
     wait = waiter(device)
+    if device.type == "cuda":
+        _timed(call, wait)  # compiles kernels for its shapes, which takes seconds
     spent = 0.0
     for _ in range(WARM_UP):
         wall, cpu = _timed(call, wait)

@@ -73,7 +73,7 @@ def run_worldmodel(options: WorldModelOptions, say: Callable[[str], None]) -> Ou
         found = run_rounds(case.name, SYSTEMS, options.rounds, job, outcome, say)
         outcome.figures += _figures(options, case, found.timings)
         outcome.figures += [
-            Figure(case.name, system, "parameters", count, "")
+            Figure(_shown(options, case), system, "parameters", count, "")
             for system, count in found.parameters.items()
         ]
     return outcome
@@ -96,9 +96,18 @@ def _job(options: WorldModelOptions, case: Case, system: str, check: bool) -> Jo
     }
 
 
+def _threads(options: WorldModelOptions) -> int:
+    """Return how many have work: one gives a GPU all of its own."""
+    return options.threads if options.device == "cpu" else 1
+
+
+def _shown(options: WorldModelOptions, case: Case) -> str:
+    """Return the name of a case with where it was measured."""
+    return f"{case.name}, {place_of(options.device, _threads(options))}"
+
+
 def _figures(options: WorldModelOptions, case: Case, timings: dict[str, Timing]) -> list[Figure]:
-    threads = options.threads if options.device == "cpu" else 1  # which gives a GPU its work
-    name = f"{case.name}, {place_of(options.device, threads)}"
+    name, threads = _shown(options, case), _threads(options)
     rows = case.batch * case.steps
     figures = []
     for kind, pick in (("median", median), ("best", min)):

@@ -49,3 +49,15 @@ def test_a_call_lasts_until_its_device_is_done(monkeypatch: pytest.MonkeyPatch) 
     timing = time_calls(lambda: None, reps=2, seconds=60.0, least_seconds=0.0, device=gpu)
     assert waited == [gpu]
     assert min(timing.wall) >= 0.02
+
+
+def test_the_call_that_compiles_for_a_gpu_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "waiter", lambda device: lambda: None)
+    monkeypatch.setattr(measure, "SLOW", 0.05)
+    durations = iter([0.06, *[0.0] * 1000])
+
+    def call() -> None:
+        time.sleep(next(durations))
+
+    gpu = torch.device("cuda")
+    assert max(time_calls(call, reps=2, seconds=0.0, device=gpu).wall) < 0.05

@@ -70,6 +70,8 @@ def test_the_command_measures_every_system_of_every_case(
     for system in SYSTEMS:
         assert system in shown
     assert "imagined steps" in shown
+    titles = [line for line in shown.splitlines() if line.startswith("worldmodel: ")]
+    assert len(titles) == len(set(titles)) == 3  # one table a case, with the parameters
 
 
 def test_a_device_that_is_not_there_and_a_shape_that_is_none_are_refused(
