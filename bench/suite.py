@@ -14,6 +14,7 @@ from statewise.bench.suite_run import (
     load_online,
     name_of,
     plan_run,
+    refuse_fixed,
 )
 from statewise.bench.suite_statistics import Line, summarize
 from statewise.bench.suite_table import summary_text, table_text
@@ -102,6 +103,7 @@ def planned(suite: Suite, plan: Plan) -> list[SuiteRun]:
         ConfigError: a preset or an override, or two presets of one name.
         EnvError: the package of a task is not installed.
     """
+    refuse_fixed(plan.overrides)
     for task in plan.tasks:
         family = find_family(task)
         if line := family.missing():

@@ -35,6 +35,11 @@ from statewise.training.schema import ConfigError
 EPISODES, LENGTH = "rollout/episodes", "rollout/ep_len_mean"
 OnlineConfig = TrainConfig | ReplayTrainConfig
 
+_FIXED = {
+    "--env.id": "which each task has of its own: pass --tasks",
+    "--seed": "which each run has of its own: pass --seeds N for the seeds 1 to N",
+    "--num-threads": "since every run has one thread: pass --workers N for the runs at a time",
+}
 _UNSAFE = str.maketrans("/:", "--")
 
 
@@ -86,8 +91,8 @@ def plan_run(
 ) -> SuiteRun:
     """Return a run of a suite.
 
-    What the preset says of environments (`env.kwargs`) is kept if its own task is of the same
-    family as this one, over what the suite says.
+    What the preset says of environments (`env.kwargs`, `eval.kwargs`) is kept if its own task is of
+    the same family as this one, over what the suite says; what the overrides say always is.
 
     Args:
         suite: it belongs to.
@@ -102,10 +107,11 @@ def plan_run(
     """
     source, base = preset
     values: dict[str, Any] = {"env.id": task, "seed": seed, "num_threads": 1}
-    is_alike = find_family(base.env.id).prefix == find_family(task).prefix
-    values["env.kwargs"] = {**suite.kwargs_of(task), **(base.env.kwargs if is_alike else {})}
-    if isinstance(base, ReplayTrainConfig) and not is_alike:
-        values["eval.kwargs"] = {}
+    is_alike = _family(base.env.id) == _family(task)
+    own = base if is_alike else _overrides_alone(source, overrides)
+    values["env.kwargs"] = {**suite.kwargs_of(task), **own.env.kwargs}
+    if not is_alike:
+        values["eval.kwargs"] = own.eval.kwargs
     name = name_of(source)
     folder = f"{task.translate(_UNSAFE)}-seed{seed}"
     experiment = suite.experiments.get(experiment_of(task))
@@ -120,6 +126,30 @@ def plan_run(
         episodes=0 if experiment is None else experiment.episodes,
         config=apply_overrides(base, values),
     )
+
+
+def _family(task: str) -> str:
+    """Return what tasks of the same arguments have in common."""
+    prefix = find_family(task).prefix
+    return "dm_control/" if prefix == "dmc:" else prefix
+
+
+def _overrides_alone(preset: str, overrides: tuple[str, ...]) -> OnlineConfig:
+    """Return a preset whose arguments of environments are those of the overrides alone."""
+    bare = apply_overrides(load_online(preset, ()), {"env.kwargs": {}, "eval.kwargs": {}})
+    return apply_overrides(bare, overrides)
+
+
+def refuse_fixed(overrides: Sequence[str]) -> None:
+    """Refuse settings that a suite makes itself.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    words = (word.partition("=")[0] for word in overrides)
+    for word in words:
+        if instead := _FIXED.get(word.replace("_", "-")):
+            raise ConfigError(f"suite: expected no {word}, {instead}")
 
 
 def name_of(preset: str) -> str:
@@ -180,13 +210,14 @@ def find_row(run: SuiteRun) -> Answer | None:
     """Return the row of a run that is finished, None of any other.
 
     Returns:
-        preset, task, seed, steps; return, ci_low and ci_high of the last checkpoint; best_return
-        and run_return, see above; episodes of the training that it counts; minutes.
+        preset, task, seed, steps; control_steps, which counts repeats of actions; return, ci_low
+        and ci_high of the last checkpoint; best_return and run_return, see above; episodes of the
+        training that it counts; minutes.
     """
     config = run.config
     steps = finished_steps(run.path, config)
     evaluation = None if steps is None else _found_evaluation(run.path, config, steps)
-    if evaluation is None:
+    if steps is None or evaluation is None:
         return None
     directory = RunDirectory.open(run.path)
     low, high = evaluation["return_ci95"]
@@ -197,6 +228,7 @@ def find_row(run: SuiteRun) -> Answer | None:
         "task": run.task,
         "seed": run.seed,
         "steps": steps,
+        "control_steps": steps * int(config.env.kwargs.get("action_repeat", 1)),
         "return": evaluation["return_mean"],
         "ci_low": low,
         "ci_high": high,

@@ -339,8 +339,9 @@ def _one_line(config: EnvConfig) -> Iterator[None]:
 
 
 def _check_trial(config: EnvConfig, source: Source) -> None:
-    limit = source.max_episode_steps if isinstance(source, EnvSpec) else None
-    if limit is not None and 0 < config.trial.steps < limit:
+    known = source.max_episode_steps if isinstance(source, EnvSpec) else None
+    limit = config.kwargs.get("max_episode_steps", known)  # gymnasium.make takes it
+    if isinstance(limit, int) and 0 < config.trial.steps < limit:
         raise EnvError(
             f"expected trials at least as long as an episode, {limit} steps of {config.id}, got "
             f"env.trial.steps {config.trial.steps}: raise it, or set env.trial.episodes"

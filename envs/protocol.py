@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 Obs = dict[str, NDArray[Any]]
 Bools = NDArray[np.bool_]
+CUT = "cut_by_trial"
+"""In the info of a step: its episode was cut off by the end of a trial, and would have gone on."""
 
 
 class EnvError(ValueError):
@@ -22,7 +24,7 @@ class InTrial(NamedTuple):
     """What a step was in its trial; N environments."""
 
     ended: Bools
-    """(N,): an episode ended, whatever ends with it."""
+    """(N,): an episode ended by itself, whatever ends with it."""
     over: Bools
     """(N,): the trial ended."""
     place: NDArray[np.int64]
@@ -53,6 +55,8 @@ class Arrived(NamedTuple):
     """SAME_STEP backends: the final observations of the episodes that ended in this step,
     (N, ...), rows without an end are meaningless; None where no episode ended and under
     NEXT_STEP, where the final observation is an ordinary row."""
+    cut: Bools | None = None
+    """(N,): what `CUT` says of the step; None is the same as nowhere."""
     trial: InTrial | None = None
     """None where every episode has a memory of its own."""
 

@@ -52,7 +52,7 @@ class Stacked:
         fields: dict[str, Any] = {
             name: np.concatenate([getattr(one, name) for one in arrived])
             for name in Arrived._fields
-            if name not in ("obs", "final_obs", "trial")
+            if name not in ("obs", "final_obs", "cut", "trial")
         }
         final = None
         if any(one.final_obs is not None for one in arrived):

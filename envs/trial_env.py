@@ -5,6 +5,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
+from statewise.envs.protocol import CUT
 from statewise.envs.trials import TrialClock, TrialConfig
 
 STARTS = "starts_episode"
@@ -46,11 +47,12 @@ class TrialEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Act; the last step of a trial that does not terminate its episode truncates it."""
         runs_out = bool(self._clock.runs_out()[0])
         obs, reward, terminated, truncated, info = self.env.step(action)
-        truncated = bool(truncated) or (runs_out and not terminated)
-        ended = bool(terminated) or truncated
+        if runs_out and not (terminated or truncated):
+            truncated, info = True, info | {CUT: True}
+        ended = bool(terminated or truncated)
         self._over = bool(self._clock.count(np.ones(1, dtype=bool), np.array([ended]))[0])
         self.starts_trial = self._over or not ended
-        return obs, reward, bool(terminated), truncated, info
+        return obs, reward, bool(terminated), bool(truncated), info
 
     @property
     def is_over(self) -> bool:

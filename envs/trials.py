@@ -148,8 +148,8 @@ class Trials:
         over = self._clock.count(arrived.valid, ended)
         whole = ended
         if self._config.steps:
-            self._check(over, ended, arrived.terminated, place)
-            whole = ended & ~(over & arrived.truncated)  # what the trial cut off is no episode
+            self._check(over, ended, arrived.cut, place)
+            whole = ended if arrived.cut is None else ended & ~arrived.cut
         self._begins |= over
         starts = arrived.is_first & self._begins
         self._begins &= ~starts
@@ -160,7 +160,7 @@ class Trials:
         return arrived
 
     def _check(
-        self, over: Bools, ended: Bools, terminated: Bools, place: NDArray[np.int64]
+        self, over: Bools, ended: Bools, cut: Bools | None, place: NDArray[np.int64]
     ) -> None:
         steps = self._config.steps
         if (over & ~ended).any():
@@ -168,7 +168,7 @@ class Trials:
                 f"expected environments that end an episode with a trial of {steps} steps, got "
                 "some that go on: use env.vectorization sync, or env.trial.episodes"
             )
-        short = over & ~terminated & (place == 0)
+        short = over & (place == 0) & (False if cut is None else cut)
         if short.any():
             raise EnvError(
                 f"expected trials at least as long as an episode, got env.trial.steps {steps}, in "

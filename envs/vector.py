@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector import VectorEnv as GymnasiumVector
 from numpy.typing import NDArray
 
-from statewise.envs.protocol import Arrived, Bools, EnvError, Obs
+from statewise.envs.protocol import CUT, Arrived, Bools, EnvError, Obs
 from statewise.envs.spaces import (
     flatten_action_space,
     flatten_list,
@@ -52,6 +52,12 @@ def _final_obs(space: Any, info: dict[str, Any], ended: Bools) -> Obs:
     for key, values in rows.items():
         dense[key][which] = values
     return dense
+
+
+def _cut(info: dict[str, Any], ended: Bools) -> Bools:
+    """Return what `CUT` says; gymnasium's SAME_STEP keeps it with the final observations."""
+    said = info.get(CUT, info.get("final_info", {}).get(CUT))
+    return np.zeros_like(ended) if said is None else np.array(said, dtype=bool)
 
 
 def _refuse_non_finite(values: NDArray[Any], what: str, step: int) -> None:
@@ -150,7 +156,8 @@ class GymnasiumVectorEnv:
         final = _final_obs(space, info, ended) if self.same_step and ended.any() else None
         for key, values in (final or {}).items():
             _refuse_non_finite(values[ended], f"the final {key!r}", self._step)
-        return Arrived(obs, is_first, is_first.copy(), reward, terminated, truncated, valid, final)
+        cut, reset = _cut(info, ended), is_first.copy()
+        return Arrived(obs, is_first, reset, reward, terminated, truncated, valid, final, cut)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs.

@@ -5,11 +5,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from statewise.envs import jax_vector
 from statewise.envs.jax_tasks import bandit, dark_room, projected_cart_pole
 from statewise.envs.jax_tasks.task import JaxTask, compile_task
 from statewise.envs.jax_vector import Carry, Compiled, JaxVectorEnv
+from statewise.envs.protocol import CUT, Bools
 from statewise.envs.trials import TrialConfig
 
 PREFIX = "jax:"
@@ -68,6 +70,13 @@ class JaxTasks(JaxVectorEnv):
         """Make trials of several episodes, before the first reset."""
         shared = compiled(*self._settings, config.episodes, config.steps)
         self._begin, self._go_on = shared.begin, shared.go_on
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[Any, NDArray[np.float32], Bools, Bools, dict[str, Any]]:
+        """Step all, as `JaxVector.step`; nothing but a trial truncates an episode."""
+        *moved, truncated, info = super().step(actions)
+        return *moved, truncated, info | {CUT: truncated}
 
     def _start(self, keys: Any) -> tuple[Any, Carry]:
         """Return the observations and the carry of N episodes, of new tasks or of those before."""

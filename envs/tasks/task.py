@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from statewise.envs.protocol import Bools, EnvError
+from statewise.envs.protocol import CUT, Bools, EnvError
 from statewise.envs.trials import TrialClock, TrialConfig
 
 
@@ -109,6 +109,8 @@ class TaskVectorEnv(VectorEnv[Any, Any, Any], ABC):
         truncated = self._cut(valid, terminated)
         self._ended = terminated | truncated
         info = self._ended_info(self._ended)
+        if self._clock is not None:
+            info |= {CUT: truncated}
         if self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP and self._ended.any():
             starts = np.flatnonzero(self._ended)
             info |= {"final_obs": self.observe(), "_final_obs": self._ended}

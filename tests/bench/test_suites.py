@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from statewise.bench import bsuite_rules, suite_statistics
+from statewise.bench.suite import Plan, Result, planned
+from statewise.bench.suite_cli import _budget
 from statewise.bench.suite_figure import draw_suite
 from statewise.bench.suite_run import load_online, mean_of_run, plan_run
 from statewise.bench.suite_statistics import complete_tasks, summarize
@@ -82,6 +84,59 @@ def test_environments_are_made_as_suite_and_preset_say() -> None:
     kept = plan_run(SUITES["atari100k"], Path(), (PPO, base), (), *game, 1).config.env.kwargs
     assert kept["frame_skip"] == 2
     assert kept["grayscale_obs"] is False
+
+
+def planned_env(preset: str, task: str, suite: str, *words: str) -> tuple[Any, Any]:
+    """Return env.kwargs and eval.kwargs of a planned run."""
+    run = plan_run(SUITES[suite], Path(), (preset, load_online(preset, words)), words, task, 1)
+    return run.config.env.kwargs, run.config.eval.kwargs
+
+
+def test_what_the_command_says_of_environments_is_kept_in_every_family() -> None:
+    game, words = "ALE/Pong-v5", ("--env.kwargs.frame_skip", "2", "--eval.kwargs.frame_skip", "4")
+    for preset in (PPO, "dreamer/cartpole"):
+        env, evaluation = planned_env(preset, game, "atari100k", *words)
+        assert env["frame_skip"] == 2
+        assert env["repeat_action_probability"] == 0.0
+        assert evaluation == {"frame_skip": 4}
+    pole = ("ppo/dmc_position", "dm_control/walker-walk", "dmc")
+    assert planned_env(*pole)[0] == {"action_repeat": 4}
+    assert planned_env(*pole, "--env.kwargs.action_repeat", "2")[0] == {"action_repeat": 2}
+
+
+def test_evaluation_in_another_family_gets_nothing_of_the_preset(tmp_path: Path) -> None:
+    text = (
+        "system: ppo\nenv: {id: ALE/Pong-v5, kwargs: {terminal_on_life_loss: true}}\n"
+        "rollout_steps: 8\ntotal_steps: 64\nagent: {}\n"
+        "eval: {kwargs: {terminal_on_life_loss: false}}\n"
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    mine = str(tmp_path / "mine.yaml")
+    assert planned_env(mine, TASKS[0], "popgym") == ({}, {})
+    assert planned_env(mine, "ALE/Breakout-v5", "atari100k")[1] == {"terminal_on_life_loss": False}
+
+
+def test_both_ids_of_the_control_suite_are_one_family(tmp_path: Path) -> None:
+    base = load_online("ppo/dmc_position", ("--env.id", "dmc:cartpole-balance"))
+    pole = ("dm_control/cartpole-balance", 1)
+    run = plan_run(SUITES["dmc"], Path(), ("ppo/dmc_position", base), (), *pole)
+    assert run.config.env.kwargs == {"action_repeat": 4}
+
+
+@pytest.mark.parametrize("words", [("--seed", "3"), ("--num_threads=2",), ("--env.id", "x")])
+def test_settings_that_a_suite_makes_itself_are_refused(words: tuple[str, ...]) -> None:
+    plan = Plan(presets=(PPO,), tasks=TASKS, seeds=(1,), overrides=words, root=Path(), out=Path())
+    with pytest.raises(ConfigError, match=f"expected no {words[0].partition('=')[0]}, "):
+        planned(SUITES["popgym"], plan)
+
+
+def test_the_budget_counts_repeats_of_actions() -> None:
+    def said(steps: int) -> list[str]:
+        return _budget(SUITES["dmc"], Result([{"control_steps": steps}], [], [], []))
+
+    assert said(500_000) == said(504_000) == []
+    assert "have 125,000 steps, repeats of actions counted; published" in said(125_000)[0]
+    assert "have 2,000,000 steps" in said(2_000_000)[0]
 
 
 def test_a_preset_that_learns_from_data_is_refused() -> None:

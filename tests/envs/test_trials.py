@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -135,6 +136,50 @@ def test_a_trial_of_steps_cuts_its_last_episode_off(mode: str) -> None:
                 )  # fmt: skip
             cut += over
         assert cut > 4
+
+
+class Limited(gymnasium.Env[Any, Any]):
+    """Episodes that are truncated after 3 steps by themselves."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 9.0, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        super().reset(**kwargs)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return np.full(1, self.steps, np.float32), 1.0, False, self.steps == 3, {}
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("steps", [3, 6, 7])
+def test_an_episode_that_its_own_limit_ends_with_the_trial_is_whole(
+    how: str, mode: str, steps: int
+) -> None:
+    trial = TrialConfig(steps=steps, value_ends="episode")
+    config = EnvConfig(id="toy", num_envs=2, vectorization=how, autoreset=mode, trial=trial)
+    env = make_env(config, Limited)
+    taken = 0
+    try:
+        for _, _, _, arrived in walk(env, 40, seed=1):
+            taken += arrived.valid[0]
+            of_trial = (taken - 1) % steps + 1
+            assert arrived.trial.ended[0] == (arrived.valid[0] and of_trial % 3 == 0)
+            assert arrived.trial.over[0] == (arrived.valid[0] and of_trial == steps)
+            assert arrived.truncated[0] == (arrived.trial.ended[0] or arrived.trial.over[0])
+    finally:
+        env.close()
+
+
+def test_a_limit_of_ones_own_says_how_long_a_trial_has_to_be() -> None:
+    limited = {"max_episode_steps": 20}
+    make_env(EnvConfig(id="CartPole-v1", trial=TrialConfig(steps=20), kwargs=limited)).close()
+    with pytest.raises(EnvError, match="an episode, 20 steps of CartPole-v1, got"):
+        make_env(EnvConfig(id="CartPole-v1", trial=TrialConfig(steps=19), kwargs=limited))
 
 
 def test_a_trial_shorter_than_an_episode_is_refused() -> None:
