@@ -183,6 +183,22 @@ class Replay:
             self._storage.arrays[name][worker[held], slot] = values[held]
         return int(held.sum())
 
+    def break_off(self) -> None:
+        """Let no row lead to the next one that is appended: every stream goes on elsewhere.
+
+        The newest row of a worker, if it leads on, becomes a final observation, whose action is
+        forgotten; the row before it, if it leads there, is truncated.
+        """
+        rows, worker = self._storage.arrays, np.arange(self.num_workers)
+        slot, before = ((self._end - back) % self._storage.slots for back in (1, 2))
+        held = self._end > self._begin
+        open_ended = held & rows["valid"][worker, slot] & ~rows["terminated"][worker, slot]
+        led = open_ended & (self._end - 1 > self._begin) & rows["valid"][worker, before]
+        led &= ~rows["terminated"][worker, before] & ~rows["truncated"][worker, before]
+        rows["truncated"][worker[led], before[led]] = True
+        for name in ("valid", "truncated", "reward"):
+            rows[name][worker[open_ended], slot[open_ended]] = 0
+
     def flush(self) -> None:
         """Make the rows of files durable: a process that dies later loses none of them.
 

@@ -333,8 +333,13 @@ def _one_line(config: EnvConfig) -> Iterator[None]:
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         reason = " ".join(str(error).split())
         raise EnvError(f"{config.id} needs a package that is missing: {reason}") from error
-    except TypeError as error:
-        reason = " ".join(str(error).split())
+    except EnvError:
+        raise
+    except Exception as error:
+        # What an environment raises about arguments it does not like can be anything.
+        if not config.kwargs and not isinstance(error, TypeError):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise EnvError(f"{config.id} cannot be made with {config.kwargs}: {reason}") from error
 
 

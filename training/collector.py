@@ -4,7 +4,8 @@ Rows are what the environments gave, invalid ones included: under NEXT_STEP the 
 observation gives V(final observation) with the memory it had, at no cost. A SAME_STEP backend
 hands final observations aside; one extra memory step values those of truncated episodes. In
 trials whose value runs on over their episodes, such a row is no step: what follows the last step
-of an episode is the first observation of the next one.
+of an episode is the first observation of the next one. Where a rollout ends between the two, that
+is not yet known, and its last row is left out: the row before bootstraps from it.
 """
 
 from typing import Any, NamedTuple
@@ -30,6 +31,14 @@ class Rollout(NamedTuple):
     """Valid rows."""
     num_episodes: int
     """Episodes that ended in it."""
+
+
+def _stands_between(arrived: Arrived) -> Bools:
+    """Return (N,) where a trial stands between two episodes over which its value runs on."""
+    if arrived.trial is None:
+        return np.zeros_like(arrived.valid)
+    runs_on = arrived.trial.ended & ~(arrived.terminated | arrived.truncated)
+    return runs_on & ~arrived.is_first
 
 
 class Collector:
@@ -82,7 +91,7 @@ class Collector:
             num_episodes += now.arrive(arrived, after)
         last = self._value(now.obs, now.state, now.reset)
         batch = self._stack(begin, rows, flags, arrivals, last, finals)
-        return Rollout(batch, int(batch.step.valid.sum()), num_episodes)
+        return Rollout(batch, sum(int(a.valid.sum()) for a in arrivals), num_episodes)
 
     def _value(self, obs: Obs, state: State, reset: Bools) -> Tensor:
         """Value observations with a memory, which stays as it is."""
@@ -115,6 +124,9 @@ class Collector:
             valid=over_time([a.valid for a in arrivals]),
         )
         extras = {key: torch.stack([e[key] for _, _, e in rows], 1) for key in rows[0][2]}
+        between = self._stepper.on_device(_stands_between(arrivals[-1]))
+        after = torch.where(between, extras["value"][:, -1], after)
+        step.valid[:, -1] &= ~between
         value_tp1 = torch.cat((extras["value"][:, 1:], after[:, None]), 1)
         for t, truncated, value in finals:
             value_tp1[:, t] = torch.where(truncated.to(self._device), value, value_tp1[:, t])

@@ -118,8 +118,8 @@ class Loop(ABC):
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint, with the agent that was restored from it."""
         assert self.run is not None
-        self.load_state_dict(state)
         self.steps = state["steps"]
+        self.load_state_dict(state)
         if rank() == 0:
             self.logger = MetricLogger.resume(self.run, state["logger"])
 

@@ -273,6 +273,8 @@ class ReplayTraining(Loop):
         """Restore everything but the agent."""
         self.collector.load_state_dict(state["collector"])
         self.replay.load_state_dict(state["replay"])
+        if self.env.resume == "episode":
+            self.replay.break_off()
         self.ratio.load_state_dict(state["ratio"])
         self.generator.bit_generator.state = state["generator"]
         self._sums, self._count = state["sums"], state["count"]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from statewise.agents.sac_losses import following
 from statewise.data import Step, to_arrival
 from statewise.data.replay_sampler import ReplayTooSmall
 from tests.data.replay_streams import (
@@ -211,3 +212,41 @@ def test_the_streams_of_these_tests_have_all_kinds_of_rows() -> None:
     assert torch.equal(step.valid[1:], ~ended[:-1])
     for before, after in itertools.pairwise(range(24)):
         assert bool(step.is_first[after]) == (not step.valid[before])
+
+
+@pytest.mark.parametrize("num", range(1, 13))
+@pytest.mark.parametrize("kept", [40, 16])
+def test_no_row_leads_over_a_break(num: int, kept: int) -> None:
+    replay = make(kept, 1).replay
+    for n in range(num):
+        replay.append(stream([0], [n]))
+    was = stream(np.array([[0]]), np.arange(num)[None])
+    replay.break_off()
+    for n in range(4):  # the first episode of another stream
+        replay.append(stream([7], [n]))
+    step = replay.sample(1, num + 4, rng()).step
+    value, rows = following(torch.arange(num + 4.0)[None], step)
+    led = rows[0] & ~step.terminated[0, :-1]
+    assert torch.equal(value[0, led], torch.arange(1.0, num + 4)[led])  # by the very next row
+    assert not led[num - 1]  # which is no row of the other stream
+    assert torch.equal(step.is_first[0, :num], was.is_first[0])
+    counted = was.valid[0] & ~was.terminated[0]
+    lost = counted & ~torch.cat((led, torch.ones(1, dtype=torch.bool)))[:num]
+    assert lost.nonzero().flatten().tolist() == ([num - 1] if counted[-1] else [])
+    assert not step.reward[0, :num][~step.valid[0, :num]].any()
+
+
+def test_an_episode_of_a_trial_that_had_just_begun_still_follows_the_one_before() -> None:
+    """A backend that resets in the same step stores no final row inside a trial."""
+    replay = make(8, 1).replay
+    flags = {name: torch.zeros(1, 3, dtype=torch.bool) for name in ("terminated", "truncated")}
+    first = torch.tensor([[True, False, True]])
+    rows = stream([0], np.arange(3)[None])._replace(
+        valid=torch.ones(1, 3, dtype=torch.bool), is_first=first, **flags
+    )
+    replay.append(rows)
+    replay.break_off()
+    replay.append(stream([7], [0]))
+    value, counted = following(torch.arange(4.0)[None], replay.sample(1, 4, rng()).step)
+    assert counted.tolist() == [[True, True, False]]
+    assert value[0, :2].tolist() == [1.0, 2.0]

@@ -152,6 +152,24 @@ def test_unknown_arguments_name_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
+    ("env_id", "kwargs", "reason"),
+    [
+        ("FrozenLake-v1", {"map_name": "9x9"}, "'9x9'"),
+        ("CartPole-v1", {"max_episode_steps": 0}, "to be positive, actually: 0"),
+        ("HalfCheetah-v5", {"xml_file": "nothere.xml"}, "nothere.xml does not exist"),
+    ],
+)
+def test_values_that_an_environment_refuses_in_its_own_way_are_one_line(
+    env_id: str, kwargs: dict[str, Any], reason: str
+) -> None:
+    if env_id.startswith("Half"):
+        pytest.importorskip("mujoco")
+    with pytest.raises(EnvError, match=f"{env_id} cannot be made with .*{reason}") as error:
+        make_env(EnvConfig(id=env_id, kwargs=kwargs, vectorization="sync"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"id": "Acrobot-v1", "vectorization": "vector_entry_point"}, "vector entry point"),

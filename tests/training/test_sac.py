@@ -10,6 +10,7 @@ import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import statewise
+from statewise.agents.sac_losses import following
 from statewise.training.api import load, resume_training, run_training
 from statewise.training.config import ConfigError, apply_overrides, load_preset
 from statewise.training.replay_config import RecurrentSACRun
@@ -36,6 +37,28 @@ def config(**changes: Any) -> RecurrentSACRun:
     made = apply_overrides(load_preset("sac/pendulum_position"), SMALL | changes)
     assert isinstance(made, RecurrentSACRun)
     return made
+
+
+def test_rows_before_a_resume_do_not_lead_to_the_episodes_that_begin_with_it() -> None:
+    """Environments whose state nobody can save begin new episodes."""
+    pytest.importorskip("envpool")
+    settings = config(**{"env.id": "envpool:Pendulum-v1", "env.kwargs": {}, "total_steps": 400})
+    trained = TrainedReplayAgent(settings)
+    loop = trained.loop(trained.make_vector_env(2), None)
+    assert loop.env.resume == "episode"
+    loop.begin()
+    for _ in range(6):
+        loop.collector.step()
+    state, loop.steps = loop.state_dict(), 12
+    other = trained.loop(trained.make_vector_env(2), None)
+    other.load_state_dict(state)
+    for _ in range(3):
+        other.collector.step()
+    step = other.replay.sample(8, 2, np.random.default_rng(0)).step
+    value, rows = following(torch.arange(4.0).expand(8, 4), step)
+    assert step.is_first[:, 1:].any()
+    assert not (rows & step.is_first[:, 1:]).any()
+    assert torch.equal(value, torch.arange(1.0, 4).expand(8, 3))
 
 
 def test_windows_hold_the_memories_of_actor_and_critics_and_final_observations() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import statewise
 from statewise.agents.recurrent_ppo import RecurrentPPO
+from statewise.agents.returns import generalized_advantage
 from statewise.envs.build import EnvConfig, make_env
 from statewise.envs.protocol import EnvError, VectorEnv
 from statewise.envs.trials import TrialConfig
@@ -110,6 +111,27 @@ def test_the_value_after_an_episode_is_that_of_the_next_one_in_its_trial() -> No
         seen += inner
         assert batch.value_tp1[0, t] == value[0, t + 2 if inner else t + 1]
     assert seen == 4
+
+
+@pytest.mark.parametrize("rows", range(6, 16))
+def test_no_row_bootstraps_from_what_is_no_step(rows: int) -> None:
+    """A rollout that ends between two episodes of a trial leaves its last row out."""
+    env = by_place("next_step", episodes=3)
+    collector = Collector(env, agent_for(env), rows)
+    collector.start(0)
+    rollout = collector.collect()
+    batch = rollout.batch
+    value, step = batch.extras["value"], batch.step
+    ends = (rows - 1) % 9 in (1, 4)  # after two steps of the first or second of three episodes
+    assert rollout.num_steps - int(step.valid.sum()) == (2 if ends else 0)
+    assert step.valid[0, -1] == ((rows - 1) % 3 != 2 and not ends)
+    if ends:
+        assert batch.value_tp1[0, -2] == value[0, -1]
+        target = generalized_advantage(
+            step.reward, value, batch.value_tp1, step.terminated, step.truncated,
+            discount=1.0, trace=0.5, valid=step.valid,
+        )[1]  # fmt: skip
+        assert target[0, -2].item() == pytest.approx(float(step.reward[0, -2] + value[0, -1]))
 
 
 class Recalling(RecurrentPPO):
