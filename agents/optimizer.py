@@ -191,7 +191,7 @@ class Optimizer:
             bad = [name for name, loss in losses.items() if not bool(loss.isfinite())]
             raise NonFiniteLossError(
                 f"expected a finite update, got {', '.join(bad) or 'a gradient norm'} = NaN or "
-                f"infinity after {update} updates: lower agent.learning_rate or look at the "
+                f"infinity after {update} updates: lower the learning rate or look at the "
                 "data; the last checkpoint is intact"
             )
         adam.step()

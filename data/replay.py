@@ -240,7 +240,10 @@ class Replay:
         for key, own in self._identity().items():
             if state.get(key) != own:
                 problem = f"expected the state of a replay with {own}, got {state.get(key)}"
-                raise DataConfigError(problem, key=f"replay.{key}", hint="use its own settings")
+                hint = "use its own settings"
+                if key == "files":
+                    hint = "its files are gone or others: restore them, or load its agent alone"
+                raise DataConfigError(problem, key=f"replay.{key}", hint=hint)
         begin, end = (np.array(state[key], np.int64) for key in ("begin", "end"))
         if self.config.storage == "memory":
             for name, values in state["rows"].items():

@@ -111,7 +111,7 @@ class Starts:
                 f"expected {needed} different windows of {length} rows, got {self.total}:"
                 f" at least {total + needed - self.total} rows are needed"
             )
-        hint = "collect more before sampling"
+        hint = "collect more before sampling, in training by windows.prefill"
         if length >= num_rows or needed > len(held) * (num_rows - length):
             hint = f"raise replay.capacity, a worker keeps only {num_rows} rows"
         where = f"{total} rows held by {len(held)} workers"

@@ -230,7 +230,7 @@ class FileStorage:
             raise DatasetCorrupt(
                 f"expected {size} bytes, got {found}",
                 file=path,
-                hint=f"restore it, or remove {self.folder} and collect anew",
+                hint="restore it: without its rows the run cannot go on, only its agent be loaded",
             )
 
     def _read_header(self) -> str:
@@ -249,7 +249,7 @@ class FileStorage:
             raise DatasetCorrupt(
                 "expected the header of a replay, got a damaged one",
                 file=path,
-                hint=f"restore it, or remove {self.folder} and collect anew",
+                hint="restore it: without its rows the run cannot go on, only its agent be loaded",
             ) from error
         for key in {**layout, **self._layout}:
             if layout.get(key) != self._layout.get(key):

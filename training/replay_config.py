@@ -29,6 +29,11 @@ class WindowConfig:
         """Rows of an update."""
         return self.batch_size * self.length
 
+    @property
+    def longest(self) -> int:
+        """Rows of the longest window that is drawn, burn-in not counted."""
+        return self.length
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayCheckpointConfig:
@@ -87,12 +92,24 @@ class ReplayTrainConfig:
                 f"windows.prefill: expected at most replay.capacity ({self.replay.capacity}), got "
                 f"{self.windows.prefill}"
             )
-        num_envs, length = self.env.num_envs, self.windows.length
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        """Refuse a replay in which no window would ever, or not yet, be found."""
+        num_envs, burn_in = self.env.num_envs, self.replay.burn_in
+        length = self.windows.longest + burn_in
+        what = "windows.length" if not burn_in else "a window and its burn-in"
         rows = self.replay.capacity // num_envs
         if rows <= length:  # a full ring of N rows holds N - length windows
             raise ValueError(
-                f"replay.capacity: expected more than windows.length ({length}) rows of each of "
+                f"replay.capacity: expected more than {what} ({length}) rows of each of "
                 f"{num_envs} environments, got {rows}: set {num_envs * (length + 1)} or more"
+            )
+        rows = -(-self.windows.prefill // num_envs)
+        if rows < length:
+            raise ValueError(
+                f"windows.prefill: expected {what} ({length}) rows of each of {num_envs} "
+                f"environments, got {rows}: set {num_envs * length} or more"
             )
 
     @property

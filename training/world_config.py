@@ -9,6 +9,7 @@ from statewise.agents.imagination.world_learner import S4WMConfig
 from statewise.training.offline_config import DataRunConfig
 from statewise.training.replay_config import ReplayTrainConfig, WindowConfig
 from statewise.training.schema import check_at_least
+from statewise.worldmodels.parallel import TRACE_LARGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,11 @@ class WorldWindowConfig(WindowConfig):
                 f" {self.num_contexts} with context {self.context}"
             )
 
+    @property
+    def longest(self) -> int:
+        """Rows of the longest window that is drawn, burn-in not counted."""
+        return max(self.length, self.context)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorldTrainConfig(ReplayTrainConfig):
@@ -42,6 +48,19 @@ class WorldTrainConfig(ReplayTrainConfig):
             raise ValueError(
                 "agent.behavior.num_starts: would be ignored with windows.context, which says where"
                 " rollouts start: remove one of them"
+            )
+        if self.env.trial.is_on:
+            raise ValueError(
+                "env.trial: expected none with a world model, which ends its memory and its "
+                f"returns with each episode, got {self.env.trial}: use ppo, sac or ad"
+            )
+        world = self.agent.world
+        few = world.core == "parallel" and world.parallel.gives_few_states
+        if few and not self.windows.context and self.windows.length < TRACE_LARGE:
+            raise ValueError(
+                f"windows.length: expected at least {TRACE_LARGE}, since rollouts start at every "
+                f"{TRACE_LARGE}th row with {world.parallel.sequence.kind}, got "
+                f"{self.windows.length}: raise it, or set windows.context"
             )
 
 

@@ -176,7 +176,8 @@ class WorldModel(nn.Module):
 
         Args:
             start: (N, ...).
-            policy: chooses the actions.
+            policy: chooses the actions; the model reads them cut as in the data, and they are
+                returned as they are.
             noise: (H, N, S, K), of the samples of the prior.
             keep: beginnings of the names in `Imagined.states`.
             cache: of `dynamics.prepare_step`, for the present parameters; it has no gradient.
@@ -185,7 +186,8 @@ class WorldModel(nn.Module):
         actions = []
         for i, one in enumerate(noise):
             action = policy(state, i)
-            state, _ = self.dynamics.imagine_step(action, state, one, cache=cache)
+            known = action if self.actions.nvec else self.actions.clip(action)
+            state, _ = self.dynamics.imagine_step(known, state, one, cache=cache)
             states.append(_kept(state, keep))
             actions.append(action)
         stacked = {key: stack_steps([one[key] for one in states]) for key in states[0]}

@@ -79,6 +79,17 @@ class ImaginationConfig:
                 f" {self.world.parallel.sequence.kind}, whose memory is too large to be read, got"
                 f" {self.behavior.features}"
             )
+        horizon = self.world.cont_horizon
+        if horizon and self.behavior.continues != "probability":
+            raise ValueError(
+                "behavior.continues: expected probability with world.cont_horizon, whose discount "
+                f"rounding would remove, got {self.behavior.continues}"
+            )
+        if horizon and self.behavior.discount_horizon != horizon:
+            raise ValueError(
+                f"behavior.discount_horizon: expected that of world.cont_horizon, {horizon}, which "
+                f"takes its place in imagination, got {self.behavior.discount_horizon}"
+            )
 
 
 def burned_in(world: WorldModel, batch: ReplayBatch, arrival: Arrival, noise: Tensor) -> State:

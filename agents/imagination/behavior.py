@@ -83,6 +83,8 @@ class BehaviorConfig:
         for name in ("learning_rate", "eps", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= self.unimix < 1:
+            raise ValueError(f"unimix: expected a share in [0, 1), got {self.unimix}")
         if not self.discount_horizon > 1 or not 0 <= self.trace <= 1 or not 0 < self.slow_rate <= 1:
             raise ValueError(
                 "expected discount_horizon > 1, trace in [0, 1] and slow_rate in (0, 1], got "
@@ -149,6 +151,9 @@ class Behavior(nn.Module):
     Args:
         world: its features are read; not a part of this module.
         config: settings.
+
+    Raises:
+        ValueError: a setting would be ignored.
     """
 
     def __init__(self, world: WorldModel, config: BehaviorConfig) -> None:
@@ -161,6 +166,11 @@ class Behavior(nn.Module):
             "hidden": d_stoch + dynamics.d_hidden,
             "full": dynamics.d_deter + d_stoch + dynamics.d_hidden,
         }
+        if not world.actions.nvec and config.unimix != BehaviorConfig.unimix:
+            raise ValueError(
+                f"behavior.unimix: would be ignored with continuous actions, got {config.unimix}: "
+                "remove it"
+            )
         d_in = widths[config.features]
         self.actor = Actor(
             d_in,

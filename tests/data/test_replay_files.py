@@ -257,7 +257,7 @@ def test_a_file_that_was_cut_is_refused(tmp_path: Path, file: str, left: int) ->
     size = (tmp_path / file).stat().st_size
     left = min(left, size - 1)
     os.truncate(tmp_path / file, left)
-    words = f"{file}: expected {size} bytes, got {left}: restore it, or remove"
+    words = f"{file}: expected {size} bytes, got {left}: restore it: without its rows"
     with pytest.raises(DatasetCorrupt, match=words) as error:
         make(**settings_of(tmp_path))
     assert "\n" not in str(error.value)

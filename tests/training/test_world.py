@@ -197,6 +197,22 @@ def test_evaluations_on_the_way_play_the_task_that_eval_kwargs_names() -> None:
         ({"windows.length": 1}, r"windows\.length: expected at least 2"),
         ({"windows.train_ratio": 0.0}, r"windows\.train_ratio"),
         ({"replay.burn_in": 3}, r"burn_in"),
+        (
+            {"windows.prefill": 20, "windows.length": 12},
+            r"windows\.prefill: expected windows\.leng",
+        ),
+        (
+            {"replay.capacity": 40, "windows.prefill": 30, "windows.length": 5}
+            | {"replay.replay_state": "burn_in", "replay.burn_in": 15},
+            r"replay\.capacity: expected more than a window and its burn-in \(20\)",
+        ),
+        ({"env.trial.episodes": 2}, r"env\.trial: expected none with a world model"),
+        (
+            {"agent.world.parallel.sequence.kind": "mamba", "windows.length": 6}
+            | {"agent.world.parallel.sequence.s5": {}, "agent.behavior.features": "output"}
+            | {"agent.behavior.hidden_norm": "none"},
+            r"windows\.length: expected at least 16, since rollouts start at every 16th row",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(

@@ -263,3 +263,50 @@ def test_the_start_of_a_normal_policy_is_in_the_middle_and_almost_as_wide_as_all
     assert isinstance(policy, NormalActions)
     assert policy.mean.tolist() == [0.0, 0.0]
     assert policy.std.tolist() == pytest.approx([0.9 / (1 + math.exp(-2)) + 0.1] * 2)
+
+
+def test_the_model_reads_actions_cut_as_in_the_data_and_the_actor_keeps_its_own() -> None:
+    box = spaces.Box(-2.0, 2.0, (1,), np.float32)
+    world = cases.agent("rssm", space=box).world
+    noise = world.noise(3, 2, generator=torch.Generator().manual_seed(0))
+    large = torch.tensor([[3.0], [-0.5]])
+    start = world.initial_state(2)
+    with torch.no_grad():
+        seen = world.imagine(start, lambda state, i: large, noise)
+        cut = world.imagine(start, lambda state, i: large.clamp(-1.0, 1.0), noise)
+    assert torch.equal(seen.states["deter"], cut.states["deter"])
+    assert torch.equal(seen.action, large[:, None].expand(2, 3, 1))
+
+
+@pytest.mark.parametrize("unimix", [1.0, -0.5])
+def test_a_share_of_the_uniform_distribution_is_one(unimix: float) -> None:
+    with pytest.raises(ValueError, match=r"unimix: expected a share in \[0, 1\)"):
+        BehaviorConfig(unimix=unimix)
+
+
+def test_a_share_of_the_uniform_distribution_is_for_choices() -> None:
+    box = spaces.Box(-2.0, 2.0, (1,), np.float32)
+    with pytest.raises(ValueError, match="unimix: would be ignored with continuous actions"):
+        cases.agent("s5", space=box, behavior=BehaviorConfig(unimix=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"discount_horizon": 20.0}, "continues: expected probability with world.cont_horizon"),
+        ({"continues": "probability"}, "discount_horizon: expected that of world.cont_horizon"),
+    ],
+)
+def test_a_horizon_in_the_continue_head_is_the_only_one(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        cases.agent("s5", cont_horizon=20.0, behavior=BehaviorConfig(**changes))
+    both = BehaviorConfig(continues="probability", discount_horizon=20.0)
+    agent = cases.agent("s5", cont_horizon=20.0, behavior=both)
+    start = agent.world.initial_state(2)
+    with torch.no_grad():
+        rollout = agent.behavior.imagine(
+            agent.world, start, torch.zeros(2, dtype=torch.bool), agent.generator
+        )
+        assert rollout.discount.max() < 1.0
