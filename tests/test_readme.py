@@ -5,6 +5,7 @@ what is added to a command or replaced in it, and `RUNS` which preset makes the 
 names. A command or run that neither table knows fails, so that nothing unproven enters the text.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 import pytest
@@ -27,7 +28,8 @@ from statewise.bench import ppo as bench_ppo
 from statewise.bench import rounds as bench_rounds
 from statewise.bench import scan as bench_scan
 from statewise.data import DatasetInfo, EpisodeDataset, write_d4rl
-from statewise.envs.build import FAMILIES
+from statewise.envs.build import FAMILIES, EnvConfig
+from statewise.envs.previous import Input
 from statewise.ssm.build import SEQUENCES
 from statewise.training.config import load_config, load_preset
 from statewise.training.run import RunDirectory
@@ -36,7 +38,8 @@ from tests.training.offline_cases import play
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NOT_OURS = {"build", "dist", "runs"}
+NOT_OURS = {"build", "datasets", "dist", "runs"}
+INPUTS = get_args(Input)
 # Long enough for an episode of every preset named here to end.
 STEPS = 240
 TINY = [
@@ -86,6 +89,7 @@ RUNS = {
     "runs/r2i-delayed_offer-1": ["r2i/delayed_offer"],
 }
 TOOLS = {"mypy", "pre-commit", "python", "ruff", "torchrun"}  # other documents may call these, too
+PLACEHOLDER = re.compile(r"@[A-Z]+@")
 # A call of the program in a recipe, and the variable of the shell that takes what it prints.
 CALL = re.compile(r"(?:(\w+)=\$\()?\S*bin/statewise ([^)&|;]+)")
 PROGRAM = re.compile(r"(?:\.venv/bin/)?statewise$")
@@ -432,6 +436,27 @@ def test_every_kernel_has_a_readme() -> None:
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(path: Path) -> None:
     assert check_links(path) == []
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_document_waits_for_what_is_to_be_filled_in(path: Path) -> None:
+    assert PLACEHOLDER.findall(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_placeholder_would_be_seen() -> None:
+    assert PLACEHOLDER.findall("a@b.org @RESULTS@ `@dataclass`") == ["@RESULTS@"]
+
+
+def test_the_page_of_environments_has_every_family_and_every_setting() -> None:
+    rows = table_rows((ROOT / "docs/environments.md").read_text(encoding="utf-8"))
+    for family in FAMILIES:
+        named = [row for row in rows if f"`{family.example}`" in row]
+        assert any(f"`{family.prefix}`" in row or not family.prefix for row in named), family.prefix
+    for setting in dataclasses.fields(EnvConfig):
+        found = [row for row in rows if re.match(rf"\| `env\.{setting.name}[`.]", row)]
+        assert len(found) == 1, f"{len(found)} rows for env.{setting.name}"
+        words = INPUTS if setting.name == "inputs" else ()
+        assert all(f"`{word}`" in found[0] for word in words), found[0]
 
 
 def test_a_dead_link_would_be_seen(tmp_path: Path) -> None:

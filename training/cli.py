@@ -13,7 +13,7 @@ from typing import Any
 from statewise.training.arguments import add_checkpoint, command_parser, count, seed
 from statewise.training.schema import ConfigError
 
-TOPICS = ("presets", "layers", "agents", "worldmodels", "envs")
+TOPICS = ("presets", "layers", "agents", "envs")
 DEFAULT_VIDEO = Path()  # of `eval --video` without a file
 
 
@@ -207,7 +207,7 @@ def data(argv: list[str]) -> int:
 
 
 def list_topic(argv: list[str]) -> int:
-    """Tell what there is and what is installed: [presets|layers|agents|worldmodels|envs]."""
+    """Tell what there is and what is installed: [presets|layers|agents|envs]."""
     parser = command_parser("list", list_topic)
     parser.add_argument("topic", choices=TOPICS, nargs="?", help="by default all of them")
     options = parser.parse_args(argv)

@@ -25,6 +25,7 @@ import yaml
 
 from statewise.agents.recurrent_ppo import RecurrentPPOConfig
 from statewise.envs.build import EnvConfig
+from statewise.ssm.build import NO_BACKEND, SequenceConfig
 from statewise.training.finetune_config import FinetuneConfig
 from statewise.training.offline_config import (
     AlgorithmDistillationRun,
@@ -217,7 +218,8 @@ def apply_overrides(config: T, overrides: Sequence[str] | Mapping[str, Any]) -> 
         overrides: tokens of a command line, `--agent.learning-rate 1e-3` or
             `--agent.learning_rate=1e-3`, with several values after the name of a tuple
             (`--agent.encoder.hidden 64 64`, or `[64, 64]` as in YAML); or a mapping from dotted
-            paths to values, `{"agent.learning_rate": 1e-3}`.
+            paths to values, `{"agent.learning_rate": 1e-3}`. Another `kind` of sequence layer
+            drops what `config` had set for the old one.
 
     Raises:
         ConfigError: unknown path, or a value that the dataclasses refuse.
@@ -229,6 +231,7 @@ def apply_overrides(config: T, overrides: Sequence[str] | Mapping[str, Any]) -> 
     except ConfigError as error:
         raise ConfigError(f"override: {error}") from None
     mapping = dataclasses.asdict(config)
+    _drop_old_layers(type(config), mapping, values)
     for path, value in values.items():
         *parents, last = path.split(".")
         node = mapping
@@ -277,6 +280,36 @@ def _override_values(
         path: parse_words(path, words, resolve(root, path), read_word)
         for path, words in split_tokens(overrides).items()
     }
+
+
+def _drop_old_layers(root: type[Any], mapping: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Reset, in place, what a layer had set whose `kind` an override changes.
+
+    What the overrides set of that layer themselves is left to be refused.
+
+    Args:
+        root: of `mapping`.
+        mapping: every field, before the overrides are laid over it.
+        values: dotted path -> value of the overrides.
+    """
+    for path, kind in values.items():
+        parent, _, name = path.rpartition(".")
+        group = resolve(root, parent) if parent and name == "kind" else None
+        if not (isinstance(group, type) and issubclass(group, SequenceConfig)):
+            continue
+        node = mapping
+        for part in parent.split("."):
+            node = node[part]
+        old = node["kind"]
+        if kind != old and old in node and not _is_set(f"{parent}.{old}", values):
+            node[old] = {}
+        if kind in NO_BACKEND and not _is_set(f"{parent}.backend", values):
+            node.pop("backend")
+
+
+def _is_set(path: str, values: Mapping[str, Any]) -> bool:
+    """Return whether something at or below a dotted path is among the overrides."""
+    return any(f"{other}.".startswith(f"{path}.") for other in values)
 
 
 def _preset_folder() -> Path:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
-from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -13,8 +12,8 @@ from statewise.ssm.build import SEQUENCES
 from statewise.training.config import S4WMRun, load_preset, preset_about, preset_names
 
 
-def listing_table(topic: str) -> RenderableType:
-    """Return what there is of a topic: presets, layers, agents, worldmodels or envs."""
+def listing_table(topic: str) -> Table:
+    """Return what there is of a topic: presets, layers, agents or envs."""
     return _TOPICS[topic]()
 
 
@@ -48,10 +47,6 @@ def _agents() -> Table:
     return _table("agents", ("system", "loop", "what", "page"), rows)
 
 
-def _world_models() -> RenderableType:
-    return Text("worldmodels: none in this version")
-
-
 def _envs() -> Table:
     rows = [
         (row.prefix or "anything else", row.example, row.missing() or "installed")
@@ -60,10 +55,9 @@ def _envs() -> Table:
     return _table("envs", ("ids that begin with", "for example", "state"), rows)
 
 
-_TOPICS: dict[str, Callable[[], RenderableType]] = {
+_TOPICS: dict[str, Callable[[], Table]] = {
     "presets": _presets,
     "layers": _layers,
     "agents": _agents,
-    "worldmodels": _world_models,
     "envs": _envs,
 }

@@ -391,6 +391,15 @@ def test_list_without_a_topic_shows_all_of_them(capsys: pytest.CaptureFixture[st
     assert all(topic in everything for topic in cli.TOPICS)
     assert layers in everything
     assert "ppo/cartpole" not in layers
+    assert "none in this version" not in everything
+
+
+def test_a_topic_that_there_is_not_names_those_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = error_line(["list", "worldmodels"], capsys)
+    assert "'worldmodels'" in line
+    assert all(topic in line for topic in cli.TOPICS)
 
 
 def test_list_tells_what_a_family_and_its_presets_lack(monkeypatch: pytest.MonkeyPatch) -> None:
