@@ -126,8 +126,8 @@ def test_three_lines_load_an_agent_and_act(tmp_path: Path) -> None:
                 "windows.length": 10,
                 "windows.prefill": 21,
             },  # 10 rows each; a full ring of 10 has no window of 10
-            r"replay\.capacity: expected more than a window and its burn-in \(12\) rows of each of 2 "
-            r"environments, got 10: set 26 or more",
+            r"replay\.capacity: expected more than a window and its burn-in \(12\) rows of each of "
+            r"2 environments, got 10: set 26 or more",
         ),
         ({"windows.context": 3}, r"windows\.context"),
         ({"replay.replay_state": "zero"}, r"burn_in: expected"),
