@@ -39,7 +39,7 @@ from statewise.training.loop import Loop
 from statewise.training.playing import EnvFactory, PlayingAgent
 from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
-from statewise.training.run import RunDirectory, RunError, note_resume
+from statewise.training.run import OWN_ENV, RunDirectory, RunError, note_resume
 from statewise.training.trained import TrainedAgent
 from statewise.training.trained_histories import TrainedHistoryAgent
 from statewise.training.trained_offline import TrainedOfflineAgent
@@ -167,7 +167,7 @@ def load(
         device: "cpu", "cuda" or "cuda:N"; None takes that of the run.
 
     Raises:
-        RunError: the folder is no run.
+        RunError: the folder is no run, or its environment was one's own and `env` is not given.
         CheckpointError: it holds no such checkpoint, or one that does not fit.
     """
     run = RunDirectory.open(Path(path))
@@ -189,6 +189,11 @@ def _new(config: RunConfig, **makers: Any) -> PlayingAgent:
 
 
 def _opened(run: RunDirectory, config: RunConfig, **makers: Any) -> PlayingAgent:
+    if run.read_manifest().get(OWN_ENV) and makers.get("env") is None:
+        raise RunError(
+            f"expected the environment of your own that {run.path} was trained on, got none: give "
+            f"the callable from Python, statewise.load({str(run.path)!r}, env=...)"
+        )
     trained: PlayingAgent = _kind(config).opened(config, run, **makers)
     return trained
 

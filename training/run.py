@@ -30,6 +30,8 @@ RESUME = {
     "episode": "resume restores weights, optimiser, counters and random streams; the environments"
     " cannot be restored and start new episodes",
 }
+OWN_ENV = "environment_of_ones_own"
+"""In the manifest: a callable made the environments, which no setting names."""
 _LOCK = ".lock"
 
 

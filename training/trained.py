@@ -23,7 +23,7 @@ from statewise.training.online import OnlineTraining
 from statewise.training.playing import EnvFactory, PlayingAgent, find_device
 from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
-from statewise.training.run import RunDirectory, build_manifest
+from statewise.training.run import OWN_ENV, RunDirectory, build_manifest
 from statewise.training.seeding import Seeds
 
 
@@ -156,7 +156,8 @@ class TrainedAgent(PlayingAgent):
     def manifest(self, command: Sequence[str], source: VectorEnv | None = None) -> dict[str, Any]:
         """Describe a run of this agent in the environments `source`."""
         resume = "episode" if source is None else source.resume
-        return build_manifest(command, self.config.seed, self.config.device, resume)
+        manifest = build_manifest(command, self.config.seed, self.config.device, resume)
+        return manifest | ({OWN_ENV: True} if self._factory is not None else {})
 
     @contextmanager
     def source(self) -> Iterator[VectorEnv]:

@@ -315,7 +315,7 @@ def test_a_run_with_ones_own_environment_trains_in_a_run_directory(tmp_path: Pat
     )
     assert agent.step >= 256
     assert (tmp_path / "run" / "metrics.jsonl").is_file()
-    with pytest.raises(ValueError, match="registered environment, got 'mine'"):
+    with pytest.raises(RunError, match=r"expected the environment of your own .*env=\.\.\."):
         statewise.load(tmp_path / "run")
 
 
@@ -462,3 +462,17 @@ def test_evaluations_on_the_way_are_logged_and_change_nothing_else(
     result, _ = evaluated.evaluate(EvalOptions())
     assert rows[-1]["eval/return_mean"] == result.return_mean
     assert same(weights(plain), weights(evaluated))
+
+
+def test_a_run_on_an_environment_of_ones_own_is_never_played_on_another(tmp_path: Path) -> None:
+    def own() -> gymnasium.Env[Any, Any]:
+        return gymnasium.make("CartPole-v1", max_episode_steps=5)
+
+    agent = statewise.make(CARTPOLE, env=own, **TINY)  # the id of the preset stays
+    saved = agent.save(tmp_path / "saved")
+    with pytest.raises(RunError, match=r"expected the environment of your own .*statewise\.load"):
+        statewise.load(saved)
+    again = statewise.load(saved, env=own)
+    assert again.make_env().reset(seed=0)[0]["obs"].shape == (4,)
+    plain = statewise.make(CARTPOLE, **TINY).save(tmp_path / "plain")
+    assert statewise.load(plain).env_id == "CartPole-v1"
