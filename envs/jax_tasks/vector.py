@@ -63,6 +63,7 @@ class JaxTasks(JaxVectorEnv):
     def __init__(self, env_id: str, num_envs: int, **kwargs: Any) -> None:
         self._settings = env_id, tuple(sorted(kwargs.items()))
         super().__init__(compiled(*self._settings, 0, 0), num_envs)
+        self._has_trials = False
         self.new_trial = np.ones(num_envs, dtype=bool)
         """(N,): the next `reset` draws a task."""
 
@@ -70,13 +71,14 @@ class JaxTasks(JaxVectorEnv):
         """Make trials of several episodes, before the first reset."""
         shared = compiled(*self._settings, config.episodes, config.steps)
         self._begin, self._go_on = shared.begin, shared.go_on
+        self._has_trials = True
 
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[Any, NDArray[np.float32], Bools, Bools, dict[str, Any]]:
         """Step all, as `JaxVector.step`; nothing but a trial truncates an episode."""
         *moved, truncated, info = super().step(actions)
-        return *moved, truncated, info | {CUT: truncated}
+        return *moved, truncated, info | ({CUT: truncated} if self._has_trials else {})
 
     def _start(self, keys: Any) -> tuple[Any, Carry]:
         """Return the observations and the carry of N episodes, of new tasks or of those before."""
