@@ -151,19 +151,18 @@ def _bench_parser() -> argparse.ArgumentParser:
     layers.add_argument(
         "--case", action="append", metavar="NAME", help="repeatable; by default all"
     )
-    layers.add_argument("--threads", type=count, default=2, help="of training")
     ppo = names.add_parser("ppo", help="recurrent PPO beside sb3-contrib's")
     ppo.add_argument("--threads", type=count, default=2, help="of the CartPole cases")
     offline = names.add_parser("offline", help="decision policies beside transformers'")
     offline.add_argument("--threads", type=count, default=2, help="of training and acting")
     world = names.add_parser("worldmodel", help="a world model with a scan and with a GRU")
-    world.add_argument("--threads", type=count, default=2, help="of training and imagination")
     world.add_argument("--shape", type=_shape, help="B,T,width of one update more: 16,64,256")
     envs = names.add_parser("envs", help="environments through our adapters and alone")
     envs.add_argument("--case", action="append", metavar="TEXT", help="cases whose name holds it")
     rollout = names.add_parser("rollout", help="acting and stepping, S5 and without memory")
     for part in (layers, world):
         part.add_argument("--device", default="cpu", help="cpu, by default, or cuda")
+        part.add_argument("--threads", type=count, help="on the CPU, by default 2; a step has one")
     for part in (envs, rollout):
         part.add_argument("--threads", type=count, default=2, help="of torch and of the backends")
     for part in (scan, layers, ppo, offline, world, envs, rollout):
@@ -188,6 +187,18 @@ def _scan_options(options: argparse.Namespace) -> "ScanOptions":
     )
 
 
+def _threads_of(options: argparse.Namespace) -> int:
+    """Return the threads of a measurement on the CPU, or the one that gives a GPU its work."""
+    if options.device == "cpu":
+        return options.threads or 2
+    if options.threads is not None:
+        raise ConfigError(
+            f"--threads: expected none with --device {options.device}, which one thread gives its "
+            f"work, got {options.threads}: leave it out"
+        )
+    return 1
+
+
 def _layers_options(options: argparse.Namespace) -> "LayersOptions":
     from statewise.bench.layers import CASES, Case, LayersOptions, every_layer, every_step
     from statewise.training.playing import find_device
@@ -205,7 +216,7 @@ def _layers_options(options: argparse.Namespace) -> "LayersOptions":
     if options.quick:
         return LayersOptions(
             shape=(2, 16, 32),
-            threads=options.threads,
+            threads=_threads_of(options),
             device=device,
             rounds=options.rounds or 1,
             reps=1,
@@ -214,7 +225,7 @@ def _layers_options(options: argparse.Namespace) -> "LayersOptions":
             cases=cases,
         )
     return LayersOptions(
-        threads=options.threads, device=device, rounds=options.rounds or 2, cases=cases
+        threads=_threads_of(options), device=device, rounds=options.rounds or 2, cases=cases
     )
 
 
@@ -261,7 +272,7 @@ def _worldmodel_options(options: argparse.Namespace) -> "WorldModelOptions":
             lengths=(3,),
             wide=options.shape or (2, 4, 16),
             rollouts=4,
-            threads=options.threads,
+            threads=_threads_of(options),
             device=device,
             rounds=options.rounds or 1,
             reps=1,
@@ -269,7 +280,7 @@ def _worldmodel_options(options: argparse.Namespace) -> "WorldModelOptions":
         )
     return WorldModelOptions(
         wide=options.shape or WIDE,
-        threads=options.threads,
+        threads=_threads_of(options),
         device=device,
         rounds=options.rounds or 3,
     )

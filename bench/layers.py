@@ -80,8 +80,7 @@ def _run_case(
     timings: dict[tuple[str, str], Timing] = {}
     facts: dict[tuple[str, str], tuple[float, str]] = {}
     open_systems = list(case.systems)
-    # On a GPU one thread gives it the work.
-    threads = 1 if case.mode == "step" or options.device != "cpu" else options.threads
+    threads = 1 if case.mode == "step" else options.threads
     for number in range(options.rounds):
         for system in list(open_systems):
             say(f"{case.name}, round {number + 1} of {options.rounds}: {system}")

@@ -96,18 +96,13 @@ def _job(options: WorldModelOptions, case: Case, system: str, check: bool) -> Jo
     }
 
 
-def _threads(options: WorldModelOptions) -> int:
-    """Return how many have work: one gives a GPU all of its own."""
-    return options.threads if options.device == "cpu" else 1
-
-
 def _shown(options: WorldModelOptions, case: Case) -> str:
     """Return the name of a case with where it was measured."""
-    return f"{case.name}, {place_of(options.device, _threads(options))}"
+    return f"{case.name}, {place_of(options.device, options.threads)}"
 
 
 def _figures(options: WorldModelOptions, case: Case, timings: dict[str, Timing]) -> list[Figure]:
-    name, threads = _shown(options, case), _threads(options)
+    name = _shown(options, case)
     rows = case.batch * case.steps
     figures = []
     for kind, pick in (("median", median), ("best", min)):
@@ -116,7 +111,7 @@ def _figures(options: WorldModelOptions, case: Case, timings: dict[str, Timing])
             metric, value, unit = f"update {kind}", 1e3 * seconds, "ms"
             if case.mode == "imagine":
                 metric, value, unit = f"imagined steps {kind}", rows / seconds, "steps/s"
-            figures.append(Figure(name, system, metric, value, unit, t, threads))
+            figures.append(Figure(name, system, metric, value, unit, t, options.threads))
     for metric, peer in ((OVER_RSSM, GRU), (OVER_Z, GRU_Z), (OVER_CELL, CELL)):
         if peer in timings:
             theirs = median(timings[peer].wall)

@@ -148,8 +148,9 @@ class Trials:
         over = self._clock.count(arrived.valid, ended)
         whole = ended
         if self._config.steps:
-            self._check(over, ended, arrived.cut, place)
-            whole = ended if arrived.cut is None else ended & ~arrived.cut
+            cut = np.zeros_like(over) if arrived.cut is None else arrived.cut
+            self._check(over, ended, cut, place)
+            whole = ended & ~cut
         self._begins |= over
         starts = arrived.is_first & self._begins
         self._begins &= ~starts
@@ -159,16 +160,14 @@ class Trials:
             return arrived._replace(terminated=over, truncated=np.zeros_like(over))
         return arrived
 
-    def _check(
-        self, over: Bools, ended: Bools, cut: Bools | None, place: NDArray[np.int64]
-    ) -> None:
+    def _check(self, over: Bools, ended: Bools, cut: Bools, place: NDArray[np.int64]) -> None:
         steps = self._config.steps
         if (over & ~ended).any():
             raise EnvError(
                 f"expected environments that end an episode with a trial of {steps} steps, got "
                 "some that go on: use env.vectorization sync, or env.trial.episodes"
             )
-        short = over & (place == 0) & (False if cut is None else cut)
+        short = over & cut & (place == 0)
         if short.any():
             raise EnvError(
                 f"expected trials at least as long as an episode, got env.trial.steps {steps}, in "

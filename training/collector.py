@@ -28,7 +28,9 @@ class Rollout(NamedTuple):
 
     batch: Batch
     num_steps: int
-    """Valid rows."""
+    """Valid rows, with those that are left out."""
+    num_left_out: int
+    """Valid rows that the batch has as not valid, since it is not known what follows them."""
     num_episodes: int
     """Episodes that ended in it."""
 
@@ -91,7 +93,9 @@ class Collector:
             num_episodes += now.arrive(arrived, after)
         last = self._value(now.obs, now.state, now.reset)
         batch = self._stack(begin, rows, flags, arrivals, last, finals)
-        return Rollout(batch, sum(int(a.valid.sum()) for a in arrivals), num_episodes)
+        num_steps = sum(int(a.valid.sum()) for a in arrivals)
+        left_out = num_steps - int(batch.step.valid.sum())
+        return Rollout(batch, num_steps, left_out, num_episodes)
 
     def _value(self, obs: Obs, state: State, reset: Bools) -> Tensor:
         """Value observations with a memory, which stays as it is."""

@@ -78,8 +78,9 @@ class OnlineTraining(Loop):
             self.keep_batch(rollout.batch.step)
             raise
         done = time.perf_counter()
-        counts = torch.tensor([rollout.num_steps, rollout.num_episodes])
-        num_steps, num_episodes = parallel.total(counts).tolist()
+        counts = torch.tensor([rollout.num_steps, rollout.num_left_out, rollout.num_episodes])
+        num_steps, num_left_out, num_episodes = parallel.total(counts).tolist()
+        self.agent.steps_seen += num_left_out  # of the run, though nothing was learned from them
         before, self.steps = self.steps, self.steps + num_steps
         metrics = (
             self.collector.statistics

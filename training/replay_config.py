@@ -97,8 +97,10 @@ class ReplayTrainConfig:
     def _check_windows(self) -> None:
         """Refuse a replay in which no window would ever, or not yet, be found."""
         num_envs, burn_in = self.env.num_envs, self.replay.burn_in
-        length = self.windows.longest + burn_in
-        what = "windows.length" if not burn_in else "a window and its burn-in"
+        length = self.windows.longest
+        what = "windows.length" if length == self.windows.length else "windows.context"
+        if burn_in:
+            length, what = length + burn_in, "a window and its burn-in"
         rows = self.replay.capacity // num_envs
         if rows <= length:  # a full ring of N rows holds N - length windows
             raise ValueError(

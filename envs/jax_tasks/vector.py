@@ -76,7 +76,7 @@ class JaxTasks(JaxVectorEnv):
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[Any, NDArray[np.float32], Bools, Bools, dict[str, Any]]:
-        """Step all, as `JaxVector.step`; nothing but a trial truncates an episode."""
+        """Step all, as `JaxVectorEnv.step`; nothing but a trial truncates an episode."""
         *moved, truncated, info = super().step(actions)
         return *moved, truncated, info | ({CUT: truncated} if self._has_trials else {})
 

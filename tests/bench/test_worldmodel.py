@@ -82,12 +82,16 @@ def test_a_device_that_is_not_there_and_a_shape_that_is_none_are_refused(
         cli.bench(["worldmodel", "--device", "cuda"])
     with pytest.raises(ConfigError, match="device: expected cpu, cuda or cuda:N, got 'gpu'"):
         cli.bench(["worldmodel", "--device", "gpu"])
-    with pytest.raises((ConfigError, SystemExit)):
+    with pytest.raises(ConfigError, match="--shape: expected B,T,D, three positive integers"):
         cli.bench(["worldmodel", "--shape", "16,64"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("worldmodel", "layers"):
+        with pytest.raises(ConfigError, match="--threads: expected none with --device cuda"):
+            cli.bench([name, "--device", "cuda", "--threads", "3"])
 
 
 def test_a_shape_and_a_device_name_the_cases() -> None:
-    options = WorldModelOptions(lengths=(8,), wide=(2, 16, 32), device="cuda")
+    options = WorldModelOptions(lengths=(8,), wide=(2, 16, 32), device="cuda", threads=1)
     case = cases_of(options)[1]
     assert (case.batch, case.steps, case.width) == (2, 16, 32)
     found = figures(options, case, {R2I: Timing([0.01], [0.01])})

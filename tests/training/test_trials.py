@@ -20,9 +20,11 @@ from statewise.envs.protocol import EnvError, VectorEnv
 from statewise.envs.trials import TrialConfig
 from statewise.training.api import resume_training
 from statewise.training.collector import Collector
+from statewise.training.config import TrainConfig, apply_overrides, load_preset
 from statewise.training.evaluate import evaluate_run
 from statewise.training.evaluate_trials import evaluate_trials
 from statewise.training.log import read_metrics
+from statewise.training.online import OnlineTraining
 from statewise.training.run import RunDirectory
 from tests.training.test_collector import tiny_config
 
@@ -123,7 +125,7 @@ def test_no_row_bootstraps_from_what_is_no_step(rows: int) -> None:
     batch = rollout.batch
     value, step = batch.extras["value"], batch.step
     ends = (rows - 1) % 9 in (1, 4)  # after two steps of the first or second of three episodes
-    assert rollout.num_steps - int(step.valid.sum()) == (2 if ends else 0)
+    assert rollout.num_steps - int(step.valid.sum()) == (2 if ends else 0) == rollout.num_left_out
     assert step.valid[0, -1] == ((rows - 1) % 3 != 2 and not ends)
     if ends:
         assert batch.value_tp1[0, -2] == value[0, -1]
@@ -132,6 +134,23 @@ def test_no_row_bootstraps_from_what_is_no_step(rows: int) -> None:
             discount=1.0, trace=0.5, valid=step.valid,
         )[1]  # fmt: skip
         assert target[0, -2].item() == pytest.approx(float(step.reward[0, -2] + value[0, -1]))
+
+
+def test_rows_that_are_left_out_count_as_steps_of_the_run() -> None:
+    env = by_place("next_step", episodes=3)
+    agent = agent_for(env)
+    config = apply_overrides(
+        load_preset("ppo/dark_room"), {"rollout_steps": 2, "total_steps": 40, "eval.every_steps": 0}
+    )
+    assert isinstance(config, TrainConfig)
+    training = OnlineTraining(config, agent, env, None, lambda: pytest.fail("none asked for"))
+    training.begin()
+    while training.steps < config.end:
+        training.iterate()
+        assert agent.steps_seen == training.steps
+    rollouts = Collector(by_place("next_step", episodes=3), agent_for(env), 2)
+    rollouts.start(0)
+    assert sum(rollouts.collect().num_left_out for _ in range(9)) > 0  # there are such rows
 
 
 class Recalling(RecurrentPPO):

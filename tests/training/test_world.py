@@ -206,6 +206,11 @@ def test_evaluations_on_the_way_play_the_task_that_eval_kwargs_names() -> None:
             | {"replay.replay_state": "burn_in", "replay.burn_in": 15},
             r"replay\.capacity: expected more than a window and its burn-in \(20\)",
         ),
+        (
+            {"windows.context": 12, "windows.num_contexts": 2}
+            | {"agent.behavior.num_starts": 0, "agent.behavior.near_end": 0},
+            r"windows\.prefill: expected windows\.context \(12\) rows of each of 3",
+        ),
         ({"env.trial.episodes": 2}, r"env\.trial: expected none with a world model"),
         (
             {"agent.world.parallel.sequence.kind": "mamba", "windows.length": 6}
