@@ -49,6 +49,9 @@ class Replay:
         num_workers: streams, at least 1.
         folder: of the files with storage "memmap". A replay that is there is gone on with; rows
             after its last flush are lost, and a warning says how many.
+        spare: rows of a worker that new files have room for beside those it keeps, at least 1;
+            None is as many as it keeps, at most 1024. So many come after a `state_dict` before
+            one that it needs is overwritten.
 
     Raises:
         DataConfigError: settings that do not fit each other.
@@ -57,15 +60,21 @@ class Replay:
     """
 
     def __init__(
-        self, spec: RowSpec, config: ReplayConfig, *, num_workers: int, folder: Path | None = None
+        self,
+        spec: RowSpec,
+        config: ReplayConfig,
+        *,
+        num_workers: int,
+        folder: Path | None = None,
+        spare: int | None = None,
     ) -> None:
         self.spec, self.config, self.num_workers = spec, config, num_workers
-        check_settings(spec, config, num_workers, folder)
+        check_settings(spec, config, num_workers, folder, spare)
         self.rows_per_worker = config.capacity // num_workers
         if folder is None:
             self._storage: RowStorage = MemoryStorage(spec, num_workers, self.rows_per_worker)
         else:
-            self._storage = FileStorage(folder, spec, num_workers, self.rows_per_worker)
+            self._storage = FileStorage(folder, spec, num_workers, self.rows_per_worker, spare)
         self._begin, self._end = self._storage.begin.copy(), self._storage.end.copy()
         self._episodes = self._find_episodes()
         self._counts = None
@@ -230,8 +239,8 @@ class Replay:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`.
 
-        Files may hold later rows: those are dropped. Rows that later ones have overwritten are
-        missing then, and a warning says how many.
+        Files may hold later rows: those are dropped. If they were more than the files have room
+        for (`spare`), the rows that they have overwritten are missing, and a warning says how many.
 
         Raises:
             DataConfigError: the state is of a replay with other settings or other files.
@@ -249,13 +258,13 @@ class Replay:
             for name, values in state["rows"].items():
                 self._storage.arrays[name][:, : values.shape[1]] = values
         else:
-            begin = rows_still_held(begin, end, self._begin, self._end)
+            begin = rows_still_held(begin, end, self._storage.oldest, self._end)
         self._begin[:], self._end[:] = begin, end
         if self._counts is not None:
             self._counts.load_state_dict(state["dfs"])
         self._episodes = self._find_episodes()
-        self._storage.note(self._end)
         self.flush()
+        self._storage.note(self._end)
 
     def _identity(self) -> dict[str, Any]:
         """Return what a state and the replay that it is loaded into have in common."""
@@ -280,6 +289,9 @@ class Replay:
             self.flush()
         # Old rows are given up before any is overwritten: an interrupt leaves no mixture.
         self._begin[worker] = np.maximum(self._begin[worker], new - self.rows_per_worker)
+        coming = self._end.copy()
+        coming[worker] = new
+        self._storage.note(coming)
         number = old[:, None] + np.arange(count)
         place = (worker[:, None], number % self._storage.slots)
         for name, values in rows.items():
@@ -291,7 +303,6 @@ class Replay:
                 self._episodes.add(w, number[line, rows["is_first"][line]].tolist())
                 self._episodes.drop_before(w, int(self._begin[w]))
         self._end[worker] = new
-        self._storage.note(self._end)
 
     def _gather(self, names: Iterable[str], worker: Index, number: Index) -> dict[str, Array]:
         slot = number % self._storage.slots

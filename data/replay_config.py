@@ -89,7 +89,11 @@ class ReplayConfig:
 
 
 def check_settings(
-    spec: RowSpec, config: ReplayConfig, num_workers: int, folder: Path | None
+    spec: RowSpec,
+    config: ReplayConfig,
+    num_workers: int,
+    folder: Path | None,
+    spare: int | None = None,
 ) -> None:
     """Check what the settings of a replay mean for its rows.
 
@@ -108,6 +112,12 @@ def check_settings(
             f"expected a folder with storage 'memmap' and none without, got {folder} with"
             f" {config.storage!r}",
             key="replay.storage",
+        )
+    if spare is not None and (folder is None or spare < 1):
+        raise DataConfigError(
+            f"expected at least 1 with storage 'memmap' and none without, got {spare} with"
+            f" {config.storage!r}",
+            key="spare",
         )
     if (config.replay_state == "stored") != bool(spec.state):
         raise DataConfigError(

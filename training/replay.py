@@ -20,6 +20,7 @@ from statewise.data.replay import Replay
 from statewise.data.replay_config import ReplayBatch
 from statewise.data.replay_ratio import TrainRatio
 from statewise.data.replay_spec import RowSpec
+from statewise.data.replay_storage import check_files_are_there
 from statewise.data.step import Step
 from statewise.envs.protocol import Arrived, VectorEnv
 from statewise.ssm.protocol import State
@@ -54,6 +55,33 @@ def row_spec(obs_space: spaces.Dict, action_space: spaces.Space[Any], state: Sta
             for key, x in state.items()
         },
     )
+
+
+def make_replay(
+    config: ReplayTrainConfig, spec: RowSpec, num_envs: int, run: RunDirectory | None
+) -> Replay:
+    """Return the replay of a run, in memory or in files below it.
+
+    Files have room for all rows between two checkpoints: a run that is killed between them finds
+    again what the checkpoint had. Every step is a row of its environment, and so is, at most as
+    often, a final observation; a checkpoint may come later than due by one step of all.
+
+    Raises:
+        ConfigError: files without a run.
+        DatasetCorrupt: the run has checkpoints, and its files are gone or damaged.
+    """
+    if config.replay.storage == "memory":
+        return Replay(spec, config.replay, num_workers=num_envs)
+    if run is None:
+        raise ConfigError(
+            "replay.storage: expected memory without a run directory, got memmap: train with"
+            " `statewise train`, or set replay.storage memory"
+        )
+    folder = run.path / "replay"
+    if run.checkpoints_dir.exists():
+        check_files_are_there(folder)
+    spare = 2 * (config.checkpoint.every_steps // num_envs + 2)
+    return Replay(spec, config.replay, num_workers=num_envs, folder=folder, spare=spare)
 
 
 class ReplayCollector:
@@ -168,14 +196,7 @@ class ReplayTraining(Loop):
         self.config, self.agent, self.env = config, agent, env
         state = agent.initial_state(1) if config.replay.replay_state == "stored" else {}
         spec = row_spec(env.obs_space, env.action_space, agent.stored_state(state))
-        in_files = config.replay.storage == "memmap"
-        if in_files and run is None:
-            raise ConfigError(
-                "replay.storage: expected memory without a run directory, got memmap: train with"
-                " `statewise train`, or set replay.storage memory"
-            )
-        folder = run.path / "replay" if in_files and run is not None else None
-        self.replay = Replay(spec, config.replay, num_workers=env.num_envs, folder=folder)
+        self.replay = make_replay(config, spec, env.num_envs, run)
         self.collector = ReplayCollector(env, agent, self.replay, agent.device)
         self.ratio = TrainRatio(config.windows.train_ratio, config.windows.rows)
         seen = agent.steps_seen

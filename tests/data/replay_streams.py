@@ -145,11 +145,17 @@ class Streams:
 
 
 def make(
-    rows: int = 20, workers: int = 2, spec: RowSpec = SPEC, folder: Any = None, **settings: Any
+    rows: int = 20,
+    workers: int = 2,
+    spec: RowSpec = SPEC,
+    folder: Any = None,
+    *,
+    spare: int | None = None,
+    **settings: Any,
 ) -> Streams:
-    """Return an empty replay of `rows` rows per worker."""
+    """Return a replay of `rows` rows per worker, empty or what the folder holds."""
     storage: StorageKind = "memory" if folder is None else "memmap"
     if spec.state:
         settings = {"replay_state": "stored"} | settings
     config = ReplayConfig(capacity=rows * workers, storage=storage, **settings)
-    return Streams(Replay(spec, config, num_workers=workers, folder=folder))
+    return Streams(Replay(spec, config, num_workers=workers, folder=folder, spare=spare))

@@ -7,6 +7,7 @@ a flush, sees just what is then there.
 import errno
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from statewise.data.errors import (
     DatasetWarning,
     SpecMismatch,
 )
+from statewise.data.replay import Replay
 from statewise.data.replay_spec import RowSpec
 from tests.data.replay_streams import (
     SPEC,
@@ -171,26 +173,88 @@ def test_a_resumed_replay_in_files_goes_on_exactly(tmp_path: Path) -> None:
     assert reopen(again, tmp_path, **kinds)[1] == 0
 
 
-def test_a_resume_says_which_rows_were_overwritten_after_the_checkpoint(tmp_path: Path) -> None:
+def overwritten_rows(caught: list[warnings.WarningMessage]) -> int:
+    """Return how many rows a warning said that a checkpoint lacks."""
+    words = [str(one.message) for one in caught]
+    counts = [re.match(r"replay: (\d+) of \d+ rows were overwritten", text) for text in words]
+    return sum(int(count[1]) for count in counts if count)
+
+
+lives = st.lists(
+    st.one_of(
+        st.tuples(st.integers(1, 9), st.sampled_from([None, [0], [1]])),
+        st.sampled_from(["checkpoint", "kill", "flush"]),
+    ),
+    max_size=14,
+)
+
+
+def content(replay: Replay) -> dict[tuple[int, int], list[Any]]:
+    """Return all that is held, by worker and row."""
+    rows: dict[tuple[int, int], list[Any]] = {}
+    for worker, (begin, end) in enumerate(zip(replay._begin, replay._end, strict=True)):
+        for number in range(begin, end):
+            arrays = replay._storage.arrays.values()
+            slot = number % replay._storage.slots
+            rows[worker, number] = [array[worker, slot].tolist() for array in arrays]
+    return rows
+
+
+@settings(max_examples=60)
+@given(done=lives, kept=st.integers(2, 6), spare=st.integers(1, 12))
+def test_a_killed_run_finds_the_rows_of_its_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, done: Any, kept: int, spare: int
+) -> None:
+    """All of them if no more came since than there is room for, else those that remain."""
+    folder = tmp_path_factory.mktemp("replay")
+    streams = make(kept, 2, folder=folder, spare=spare)
+    numbers, state, rows = [[], []], streams.replay.state_dict(), content(streams.replay)
+    most = np.zeros(2, np.int64)  # rows after the checkpoint, in the longest life since
+    for life, one in enumerate([*done, "kill"]):
+        if one == "flush":
+            streams.replay.flush()
+        elif one == "checkpoint":
+            numbers, state = [list(n) for n in streams.rows], streams.replay.state_dict()
+            rows, most = content(streams.replay), 0 * most
+        elif one != "kill":
+            streams.append(*one)
+            more = [len(now) - end for now, end in zip(streams.rows, state["end"], strict=True)]
+            most = np.maximum(most, more)
+        else:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                streams = make(kept, 2, folder=folder, spare=spare)
+                streams.replay.load_state_dict(state)
+            oldest = np.array(state["end"]) + most - (kept + spare)
+            left = {(w, n): row for (w, n), row in rows.items() if n >= oldest[w]}
+            assert content(streams.replay) == left
+            assert overwritten_rows(caught) == len(rows) - len(left)
+            # Another life gets other rows.
+            streams.rows, streams.lengths = [list(n) for n in numbers], (2, 1, life + 2)
+            state, rows = streams.replay.state_dict(), left
+
+
+def test_files_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     streams = make(8, 2, folder=tmp_path)
-    streams.append(20)
-    state = streams.replay.state_dict()
-    streams.append(3)
+    streams.append(21)
     streams.replay.flush()
-    again, _ = reopen(streams, tmp_path)
-    with pytest.warns(DatasetWarning, match="replay: 6 of 16 rows were overwritten after the"):
-        again.replay.load_state_dict(state)
-    again.rows = [rows[:20] for rows in streams.rows]
-    assert len(again.replay) == 10
-    check_all(again, 5)
-    again.append(9)
+    header = json.loads((tmp_path / "replay.json").read_text())
+    del header["overwritten"]
+    (tmp_path / "replay.json").write_text(json.dumps(header))
+    again = make(8, 2, folder=tmp_path, spare=50)  # more room than they were made with
+    again.rows = streams.rows
     check_all(again, 8)
+    again.append(30)
+    check_all(again, 8)
+    assert again.replay.nbytes == 2 * (8 + 8) * SPEC.bytes_per_row
 
 
-@pytest.mark.parametrize("rows", [1, 9])
-def test_rows_after_a_resume_never_mix_with_those_before(tmp_path: Path, rows: int) -> None:
+@pytest.mark.parametrize(("rows", "left"), [(1, 5), (11, 5), (14, 2)])
+def test_rows_after_a_resume_never_mix_with_those_before(
+    tmp_path: Path, rows: int, left: int
+) -> None:
     """The process dies again, before the first flush of the resumed run."""
-    streams = make(8, 1, folder=tmp_path)
+    streams = make(8, 1, folder=tmp_path)  # 16 slots
     streams.append(5)
     state = streams.replay.state_dict()
     streams.append(rows)
@@ -204,9 +268,8 @@ def test_rows_after_a_resume_never_mix_with_those_before(tmp_path: Path, rows: i
     last, lost = reopen(again, tmp_path)
     assert (lost, last.rows) == (1, [list(range(5))])
     last.lengths = streams.lengths
-    assert len(last.replay) == (5 if rows == 1 else 0)
-    if rows == 1:
-        check_all(last, 5)
+    assert len(last.replay) == left
+    check_all(last, left)
 
 
 def test_a_state_whose_rows_the_files_lack_is_refused(tmp_path: Path) -> None:

@@ -185,15 +185,18 @@ def test_settings_out_of_their_range_are_refused(settings: Any, key: str) -> Non
 
 
 def test_settings_that_do_not_fit_the_rows_are_refused() -> None:
-    def attempt(spec: RowSpec = SPEC, workers: int = 2, folder: Any = None, **settings: Any) -> Any:
+    def attempt(spec: RowSpec = SPEC, workers: int = 2, **settings: Any) -> Any:
+        files = {key: settings.pop(key) for key in ("folder", "spare") if key in settings}
         config = ReplayConfig(**{"capacity": 20, **settings})
-        return Replay(spec, config, num_workers=workers, folder=folder)
+        return Replay(spec, config, num_workers=workers, **files)
 
     for wrong, words in (
         ({"workers": 11}, "at least 2 rows for each of 11 workers, got 20"),
         ({"workers": 0}, "at least 2 rows for each of 0"),
         ({"storage": "memmap"}, "expected a folder with storage 'memmap'"),
         ({"folder": "somewhere"}, "expected a folder with storage 'memmap' and none without"),
+        ({"spare": 5}, "spare: expected at least 1 with storage 'memmap' and none without, got 5"),
+        ({"storage": "memmap", "folder": "x", "spare": 0}, "spare: expected at least 1 .* got 0"),
         ({"replay_state": "stored"}, "got none with 'stored'"),
         ({"spec": WITH_STATE}, "'h', 'half'.* with 'zero'"),
     ):

@@ -1,6 +1,8 @@
 """Training with a world model: what is stored, when it learns, exact resume, what users call."""
 
 import json
+import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import statewise
+from statewise.data.errors import DatasetCorrupt
 from statewise.data.shift import to_arrival
 from statewise.training.api import load, resume_training, run_training
 from statewise.training.checkpoint import to_bytes
@@ -138,6 +141,56 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path: Path, storage:
         {k: v for k, v in rows[-1].items() if not k.startswith(("time/", "wall"))} for rows in lines
     ]
     assert timeless[0] == timeless[1]
+
+
+class KilledError(Exception):
+    """Stands for a process that ends without a word."""
+
+
+def killed_run(path: Path, steps: int, **changes: Any) -> Path:
+    """Start a run and kill it once it has made so many steps."""
+    real = ReplayTraining.iterate
+
+    def until_killed(loop: ReplayTraining) -> dict[str, float]:
+        if loop.steps >= steps:
+            raise KilledError
+        return real(loop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReplayTraining, "iterate", until_killed)
+        with pytest.raises(KilledError):
+            run_training(config(**changes), path, ["x"], quiet=True)
+    return path
+
+
+def test_a_run_killed_between_checkpoints_goes_on_with_the_rows_of_a_full_replay(
+    tmp_path: Path,
+) -> None:
+    """Of 10 rows of each stream none is left in the ring that the checkpoint counts."""
+    changes = {"replay.storage": "memmap", "replay.capacity": 30, "total_steps": 100}
+    changes |= {"checkpoint.every_steps": 50}
+    straight = run_training(config(**changes), tmp_path / "a", ["x"], quiet=True)
+    killed = killed_run(tmp_path / "b", 96, **changes)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resume_training(killed, ["x"], quiet=True)
+    words = [str(one.message) for one in caught]
+    assert any("rows appended after the last flush were lost" in text for text in words)
+    assert not any("overwritten" in text for text in words)
+    one, two = load(straight), load(killed)
+    assert one.step == two.step >= 100
+    assert to_bytes(one.agent.state_dict()) == to_bytes(two.agent.state_dict())
+
+
+def test_a_run_whose_replay_is_gone_is_left_as_it_is(tmp_path: Path) -> None:
+    run = killed_run(tmp_path / "run", 40, **{"replay.storage": "memmap"})
+    shutil.rmtree(run / "replay")
+    words = r"replay\.json: expected the replay of a run, got no file: restore it"
+    with pytest.raises(DatasetCorrupt, match=words) as caught:
+        resume_training(run, ["x"], quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (run / "replay").exists()
+    assert load(run).step >= 30
 
 
 def test_evaluations_with_sampled_actions_leave_the_training_as_it_is() -> None:
