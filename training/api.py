@@ -36,10 +36,11 @@ from statewise.training.distributed import (
     tells_how_to_go_on,
 )
 from statewise.training.loop import Loop
+from statewise.training.own_env import ask_for, stand_in
 from statewise.training.playing import EnvFactory, PlayingAgent
 from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
-from statewise.training.run import OWN_ENV, RunDirectory, RunError, note_resume
+from statewise.training.run import RunDirectory, RunError, note_resume
 from statewise.training.trained import TrainedAgent
 from statewise.training.trained_histories import TrainedHistoryAgent
 from statewise.training.trained_offline import TrainedOfflineAgent
@@ -54,6 +55,7 @@ __all__ = [
     "TrainedWorldModel",
     "load",
     "make",
+    "resume",
     "resume_training",
     "run_training",
     "train",
@@ -162,12 +164,13 @@ def load(
     Args:
         path: the folder.
         checkpoint: a step; None takes the newest valid checkpoint.
-        env: as given to `train`.
+        env: as given to `train`; without it an agent chooses actions and learns from data, but
+            makes no environment: that is a RunError.
         encoder: as given to `train`.
         device: "cpu", "cuda" or "cuda:N"; None takes that of the run.
 
     Raises:
-        RunError: the folder is no run, or its environment was one's own and `env` is not given.
+        RunError: the folder is no run.
         CheckpointError: it holds no such checkpoint, or one that does not fit.
     """
     run = RunDirectory.open(Path(path))
@@ -177,6 +180,33 @@ def load(
     trained = _opened(run, config, env=env, encoder=encoder)
     _restore(trained, _read(run, checkpoint), run)
     return trained
+
+
+def resume(
+    path: str | Path, *, env: EnvFactory | None = None, encoder: EncoderFactory | None = None
+) -> PlayingAgent:
+    """Go on with a run as `statewise train --resume` does, to its end, and return the agent.
+
+    A run of fine-tuning goes on, too.
+
+    Args:
+        path: the run.
+        env: as given to `train`.
+        encoder: as given to `train`.
+
+    Raises:
+        RunError: see `resume_training`.
+        CheckpointError: it holds no valid checkpoint, or one that does not fit.
+    """
+    from statewise.training.finetune_run import is_finetuning, resume_finetune
+
+    path = Path(path)
+    if is_finetuning(path):
+        resume_finetune(path, ["statewise", "finetune", "--resume", str(path)], env=env)
+    else:
+        command = ["statewise", "train", "--resume", str(path)]
+        resume_training(path, command, env=env, encoder=encoder)
+    return load(path, env=env, encoder=encoder)
 
 
 def _kind(config: RunConfig) -> Any:
@@ -189,11 +219,8 @@ def _new(config: RunConfig, **makers: Any) -> PlayingAgent:
 
 
 def _opened(run: RunDirectory, config: RunConfig, **makers: Any) -> PlayingAgent:
-    if run.read_manifest().get(OWN_ENV) and makers.get("env") is None:
-        raise RunError(
-            f"expected the environment of your own that {run.path} was trained on, got none: give "
-            f"the callable from Python, statewise.load({str(run.path)!r}, env=...)"
-        )
+    if makers["env"] is None:
+        makers["env"] = stand_in(run.path, run.read_manifest())
     trained: PlayingAgent = _kind(config).opened(config, run, **makers)
     return trained
 
@@ -294,8 +321,8 @@ def resume_training(
 
     Raises:
         ConfigError: overrides were given; a resumed run keeps its settings.
-        RunError: the folder is no run, its training is complete, its data have changed, or it
-            was another number of processes.
+        RunError: the folder is no run, its training is complete, its data have changed, its
+            environment was one's own and is not given, or it was another number of processes.
         LostProcessError: another process is gone.
         CheckpointError: it holds no valid checkpoint, or one that does not fit.
     """
@@ -310,6 +337,8 @@ def resume_training(
         _set_up(config)
         with _lock(run):
             state = _unfinished(run, config)
+            if env is None and run.has_own_env():
+                raise RunError(ask_for(path, "resume"))
             trained = _opened(run, config, env=env, encoder=encoder)
             _restore(trained, state, run)
             check_equal(trained.agent)

@@ -30,7 +30,7 @@ from statewise.agents.generators import generators_of
 from statewise.agents.parallel import LostProcessError, num_processes, rank
 from statewise.training.checkpoint import from_bytes, to_bytes
 from statewise.training.config import ConfigError, OfflineTrainConfig, RunConfig, TrainConfig
-from statewise.training.run import RunError
+from statewise.training.run import RunDirectory, RunError
 from statewise.training.seeding import Seeds
 from statewise.training.stepper import WINDOW
 
@@ -90,11 +90,19 @@ def _is_told(store: Any) -> bool:
         return False
 
 
-def resume_line(path: Path) -> str:
-    """Return the command that goes on with a run in as many processes as there are."""
+def resume_line(path: Path, command: str = "train") -> str:
+    """Return what goes on with a run in as many processes as there are.
+
+    Args:
+        path: the run; on an environment of one's own, which only Python can give, it is a call.
+        command: of `statewise`, for any other.
+    """
     processes = num_processes()
-    start = "" if processes == 1 else f"torchrun --nproc-per-node {processes} -m "
-    return f"{start}statewise train --resume {path}"
+    start = "" if processes == 1 else f"torchrun --nproc-per-node {processes} "
+    if RunDirectory(path).has_own_env():
+        script = f" in a script that {start.rstrip()} starts" if start else ""
+        return f"statewise.resume({str(path)!r}, env=...) in Python{script}"
+    return f"{start}{'-m ' * bool(start)}statewise {command} --resume {path}"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from statewise.agents.generators import draws_apart
 from statewise.agents.protocol import ActingAgent
 from statewise.envs.protocol import VectorEnv
 from statewise.training.run import RunDirectory, write_json
+from statewise.training.schema import ConfigError, nearest
 from statewise.training.statistics import mean_interval
 from statewise.training.stepper import to_tensors
 
@@ -107,6 +108,38 @@ class EvalOptions(NamedTuple):
     def watched(self, env: VectorEnv) -> VectorEnv:
         """Return the environments as they are to be played in."""
         return env if self.watch is None else self.watch(env)
+
+
+AS_THE_RUN = EvalOptions()
+"""Every option as the run has it."""
+_ACTIONS = ("greedy", "sample")
+_LEAST = {"episodes": 1, "num_envs": 1, "seed": 0}
+
+
+def changed(options: EvalOptions, changes: dict[str, Any]) -> EvalOptions:
+    """Return the options with some of their fields replaced.
+
+    Raises:
+        ConfigError: there is no such field, or its value is out of range.
+    """
+    for name, value in changes.items():
+        if name not in options._fields:
+            known = ", ".join(options._fields)
+            raise ConfigError(
+                f"evaluate: expected options among {known}, got {name!r}"
+                f"{nearest(name, options._fields)}"
+            )
+        wanted = ""
+        if name in _LEAST and value is not None and value < _LEAST[name]:
+            wanted = f"at least {_LEAST[name]}"
+        elif name == "actions" and value not in (None, *_ACTIONS):
+            wanted = " or ".join(_ACTIONS)
+        if wanted:
+            raise ConfigError(
+                f"evaluate: {name}: expected {wanted}, got {value!r}: leave it out to do as the "
+                "run's settings say"
+            )
+    return options._replace(**changes)
 
 
 class Evaluable(Protocol):
@@ -251,6 +284,7 @@ def evaluate_run(
         CheckpointError: the checkpoint does not exist or cannot be read.
         ConfigError: an option that this agent does not have.
         EnvError: the environment cannot be made.
+        RunError: it was one's own, which only Python can give.
     """
     from statewise.training.api import load
 

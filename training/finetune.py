@@ -101,7 +101,7 @@ class FinetuneTraining(Loop):
         config_text: the settings that the agent is loaded with, for checkpoints.
     """
 
-    unit, quantity = "steps", "return"
+    unit, quantity, command = "steps", "return", "finetune"
 
     def __init__(
         self,

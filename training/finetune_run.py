@@ -14,6 +14,7 @@ from statewise.training.config import ConfigError, apply_overrides, dump_config,
 from statewise.training.evaluate import EvalOptions
 from statewise.training.finetune import FinetuneTraining, Goal
 from statewise.training.finetune_config import FinetuneConfig
+from statewise.training.own_env import ask_for
 from statewise.training.playing import EnvFactory
 from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
@@ -71,9 +72,10 @@ def finetune(
         trained: a Decision S4.
         config: settings.
         seed: of the random streams; None takes that of the agent.
-        env: makes one environment of your own, as given to `statewise.load`.
+        env: makes one environment of your own; None takes what was given to `statewise.load`.
 
     Raises:
+        RunError: the run was loaded without the environment of one's own.
         ConfigError: another system, or there is no reference return.
     """
     prepare_process(trained.config)
@@ -135,18 +137,24 @@ def finetune_run(
     return path
 
 
+def is_finetuning(path: Path) -> bool:
+    """Return whether a folder is a run of fine-tuning."""
+    return (path / SETTINGS).is_file()
+
+
 def resume_finetune(
     path: Path, command: Sequence[str], *, env: EnvFactory | None = None, quiet: bool = False
 ) -> Path:
     """Go on with fine-tuning exactly where its newest valid checkpoint is, and return the run.
 
     Raises:
-        RunError: the folder is no such run, or it is complete.
+        RunError: the folder is no such run, it is complete, or its environment was one's own and
+            is not given.
         CheckpointError: it holds no valid checkpoint, or one that does not fit.
     """
     run = RunDirectory.open(path)
     settings = run.path / SETTINGS
-    if not settings.is_file():
+    if not is_finetuning(run.path):
         raise RunError(
             f"{path}: expected a run of fine-tuning, which holds {SETTINGS}, got another: "
             "use statewise train --resume"
@@ -159,6 +167,8 @@ def resume_finetune(
         state = load_checkpoint(newest)
         if state["steps"] >= config.total_steps:
             raise RunError(f"{path} is complete at {state['steps']} steps: nothing to resume")
+        if env is None and run.has_own_env():
+            raise RunError(ask_for(path, "resume"))
         trained = _opened(path, env)
         prepare_process(trained.config)
         envs = _environments(trained, config, env)
@@ -199,7 +209,7 @@ def _environments(
     trained: TrainedOfflineAgent, config: FinetuneConfig, env: EnvFactory | None
 ) -> VectorEnv:
     own = trained.config.env.config(trained.env_id, config.num_envs, ("previous_action",))
-    return make_env(own, env)
+    return make_env(own, trained.factory if env is None else env)
 
 
 def _training(

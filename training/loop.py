@@ -77,6 +77,8 @@ class Loop(ABC):
     """What `steps` counts: "steps" of the environments or "updates"."""
     quantity: str
     """What the progress shows."""
+    command = "train"
+    """Of `statewise`, with --resume."""
     agent: Any
     """What learns."""
 
@@ -185,5 +187,5 @@ class Loop(ABC):
             save_file(other, self.run.path / f"bad_batch_{number}.safetensors")
 
     def _how_to_go_on(self) -> str:
-        where = "" if self.run is None else f", saved: {resume_line(self.run.path)}"
+        where = "" if self.run is None else f", saved: {resume_line(self.run.path, self.command)}"
         return f"stopped at {self.steps} {self.unit}{where}"

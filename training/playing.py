@@ -19,8 +19,9 @@ from statewise.envs.spaces import restore_action
 from statewise.ssm.protocol import State
 from statewise.training.checkpoint import save_checkpoint
 from statewise.training.config import ConfigError, RunConfig, dump_config
-from statewise.training.evaluate import EvalOptions, Evaluation
+from statewise.training.evaluate import AS_THE_RUN, EvalOptions, Evaluation
 from statewise.training.loop import Loop
+from statewise.training.own_env import given
 from statewise.training.run import RunDirectory, RunError
 from statewise.training.schema import check_device
 
@@ -64,12 +65,22 @@ class PlayingAgent(ABC):
     unit: str
     """What `step` counts."""
 
+    _factory: EnvFactory | None = None
     _warned = False
 
     @property
     @abstractmethod
     def step(self) -> int:
         """What the agent has learned from: environment steps, or updates on data."""
+
+    @property
+    def factory(self) -> EnvFactory | None:
+        """What makes one environment of one's own; None where settings name the environment.
+
+        Raises:
+            RunError: the run was loaded without it.
+        """
+        return given(self._factory)
 
     @abstractmethod
     def make_env(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -84,11 +95,18 @@ class PlayingAgent(ABC):
         """Return `env` in the form the agent expects: flat observations, and its own inputs."""
 
     @abstractmethod
-    def evaluate(self, options: EvalOptions) -> tuple[Evaluation, dict[str, Any]]:
+    def evaluate(
+        self, options: EvalOptions = AS_THE_RUN, **changes: Any
+    ) -> tuple[Evaluation, dict[str, Any]]:
         """Play complete episodes; return what they gave, and the same for eval.json.
+
+        Args:
+            options: None in a field takes the run's own setting.
+            **changes: fields of the options, laid over them: `episodes=20`.
 
         Raises:
             ConfigError: an option that this agent does not have.
+            RunError: the run was loaded without the environment of one's own.
         """
 
     @abstractmethod

@@ -31,7 +31,7 @@ RESUME = {
     " cannot be restored and start new episodes",
 }
 OWN_ENV = "environment_of_ones_own"
-"""In the manifest: a callable made the environments, which no setting names."""
+"""In the manifest, with the spaces: a callable made the environments; see `training.own_env`."""
 _LOCK = ".lock"
 
 
@@ -280,6 +280,10 @@ class RunDirectory:
         """Return what stood after `statewise train` in the command, "" if nothing did."""
         command = self.read_manifest().get("command", [])
         return str(command[2]) if len(command) > 2 else ""
+
+    def has_own_env(self) -> bool:
+        """Return whether a callable made its environments; False where there is no run yet."""
+        return self.manifest_path.is_file() and bool(self.read_manifest().get(OWN_ENV))
 
     @contextmanager
     def lock(self) -> Generator[None, None, None]:

@@ -9,7 +9,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
 
 from statewise.agents.build import AGENTS
 from statewise.agents.recurrent_ppo import EncoderFactory, RecurrentPPO
@@ -17,13 +16,14 @@ from statewise.envs.build import EnvConfig, make_env, make_single, steps_togethe
 from statewise.envs.protocol import EnvError, VectorEnv
 from statewise.training.config import ConfigError, TrainConfig
 from statewise.training.distributed import share
-from statewise.training.evaluate import EvalOptions, Returns, evaluate
+from statewise.training.evaluate import AS_THE_RUN, EvalOptions, Returns, changed, evaluate
 from statewise.training.evaluate_trials import evaluate_trials
 from statewise.training.online import OnlineTraining
+from statewise.training.own_env import NotGiven, Spaces, given, note, spaces_in
 from statewise.training.playing import EnvFactory, PlayingAgent, find_device
 from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
-from statewise.training.run import OWN_ENV, RunDirectory, build_manifest
+from statewise.training.run import RunDirectory, build_manifest
 from statewise.training.seeding import Seeds
 
 
@@ -53,11 +53,8 @@ class TrainedAgent(PlayingAgent):
         self._factory = env
         seeds = Seeds(config.seed)
         self.eval_seed = seeds.integer("eval")
-        single = self.make_env()
-        assert isinstance(single.observation_space, spaces.Dict)
-        self.obs_space = single.observation_space
-        self.action_space = single.action_space
-        single.close()
+        known = env.spaces if isinstance(env, NotGiven) else spaces_in(self.make_env())
+        self.obs_space, self.action_space = known
         device = find_device(config.device)
         try:
             self.agent = AGENTS[config.system].make(
@@ -90,40 +87,53 @@ class TrainedAgent(PlayingAgent):
 
     def make_env(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         """Return one environment of the run, wrapped for `predict`; kwargs go to its maker."""
-        return make_single(self.config.env, self._factory, **kwargs)
+        return make_single(self.config.env, self.factory, **kwargs)
 
     def make_vector_env(self, num_envs: int) -> VectorEnv:
         """Return the run's environments for loops."""
         config = dataclasses.replace(self.config.env, num_envs=num_envs)
-        return make_env(config, self._factory)
+        return make_env(config, self.factory)
 
     def make_eval_env(self, num_envs: int) -> VectorEnv:
         """Return the environments of an evaluation: each on a seed of its own."""
         config = dataclasses.replace(self._eval_env_config(), num_envs=num_envs)
-        together = self._factory is None and steps_together(config.id)
+        together = self.factory is None and steps_together(config.id)
         if config.vectorization in ("auto", "vector_entry_point") and not together:
             # A vector environment of its own kind may draw all episodes from one generator.
             config = dataclasses.replace(config, vectorization="sync")
-        return make_env(config, self._factory)
+        return make_env(config, self.factory)
 
     def make_single_eval_env(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         """Return one environment of an evaluation, wrapped for `predict`."""
-        return make_single(self._eval_env_config(), self._factory, **kwargs)
+        return make_single(self._eval_env_config(), self.factory, **kwargs)
 
     def _eval_env_config(self) -> EnvConfig:
         env = self.config.env
         return dataclasses.replace(env, kwargs=env.kwargs | self.config.eval.kwargs)
 
     def wrap(self, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-        """Return `env` in the form the agent expects: flat observations, and its own inputs."""
-        return wrap_like(self.config.env, env)
-
-    def evaluate(self, options: EvalOptions) -> tuple[Returns, dict[str, Any]]:
-        """Play complete episodes, or trials; return what they gave, and the same for eval.json.
+        """Return `env` in the form the agent expects: flat observations, and its own inputs.
 
         Raises:
-            ConfigError: targets are given.
+            RunError: the run was loaded without the environment of one's own.
         """
+        given(self._factory)
+        return wrap_like(self.config.env, env)
+
+    def evaluate(
+        self, options: EvalOptions = AS_THE_RUN, **changes: Any
+    ) -> tuple[Returns, dict[str, Any]]:
+        """Play complete episodes, or trials; return what they gave, and the same for eval.json.
+
+        Args:
+            options: None in a field takes the run's own setting.
+            **changes: fields of the options, laid over them: `episodes=20`.
+
+        Raises:
+            ConfigError: targets are given, or a change that is none.
+            RunError: the run was loaded without the environment of one's own.
+        """
+        options = changed(options, changes)
         if options.targets is not None:
             raise ConfigError(
                 f"eval: expected no targets for {self.config.system}, which is not told a return, "
@@ -157,7 +167,7 @@ class TrainedAgent(PlayingAgent):
         """Describe a run of this agent in the environments `source`."""
         resume = "episode" if source is None else source.resume
         manifest = build_manifest(command, self.config.seed, self.config.device, resume)
-        return manifest | ({OWN_ENV: True} if self._factory is not None else {})
+        return manifest | note(self._factory, Spaces(self.obs_space, self.action_space))
 
     @contextmanager
     def source(self) -> Iterator[VectorEnv]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from statewise.data.samplers import Sampler
 from statewise.data.scores import normalized_score
 from statewise.envs.build import make_env
-from statewise.training.evaluate import EvalOptions
+from statewise.training.evaluate import AS_THE_RUN, EvalOptions, changed
 from statewise.training.evaluate_trials import TrialsResult, evaluate_trials
 from statewise.training.offline import OfflineTraining
 from statewise.training.offline_config import AlgorithmDistillationRun
@@ -58,12 +58,20 @@ class TrainedHistoryAgent(TrainedOfflineAgent):
 
     config: AlgorithmDistillationRun
 
-    def evaluate(self, options: EvalOptions) -> tuple[TrialsResult, dict[str, Any]]:
+    def evaluate(
+        self, options: EvalOptions = AS_THE_RUN, **changes: Any
+    ) -> tuple[TrialsResult, dict[str, Any]]:
         """Play whole trials; return what they gave, and the same for eval.json.
 
+        Args:
+            options: None in a field takes the run's own setting.
+            **changes: fields of the options, laid over them: `episodes=20`.
+
         Raises:
-            ConfigError: targets, which this agent is not told.
+            ConfigError: targets, which this agent is not told, or a change that is none.
+            RunError: the run was loaded without the environment of one's own.
         """
+        options = changed(options, changes)
         self._targets(options.targets)
         actions = options.actions or self.config.eval.actions
         result, score = self.play_trials(options)
@@ -88,7 +96,7 @@ class TrainedHistoryAgent(TrainedOfflineAgent):
         config = self.config.eval
         trials = options.episodes or config.episodes
         num_envs = min(options.num_envs or config.num_envs, trials)
-        env = options.watched(make_env(self._env_config(num_envs), self._factory))
+        env = options.watched(make_env(self._env_config(num_envs), self.factory))
         try:
             result = evaluate_trials(
                 self.agent,

@@ -21,7 +21,7 @@ from statewise.envs.previous import Input
 from statewise.envs.return_to_go import ReturnToGoWrapper
 from statewise.training.config import ConfigError
 from statewise.training.distributed import own_stream, share_sampling
-from statewise.training.evaluate import EvalOptions, Returns, TargetResult
+from statewise.training.evaluate import AS_THE_RUN, EvalOptions, Returns, TargetResult, changed
 from statewise.training.offline import OfflineTraining
 from statewise.training.offline_config import OfflineTrainConfig, check_targets
 from statewise.training.offline_data import (
@@ -35,6 +35,7 @@ from statewise.training.offline_data import (
     statistics_of,
 )
 from statewise.training.offline_evaluate import asking, evaluate_offline, find_reference
+from statewise.training.own_env import NotGiven, Spaces, given, note, spaces_in
 from statewise.training.playing import EnvFactory, PlayingAgent, find_device
 from statewise.training.process import prepare_process
 from statewise.training.progress import Progress
@@ -102,11 +103,9 @@ class TrainedOfflineAgent(PlayingAgent):
         moments = None if self._dataset is None else statistics_of(self._dataset)
         self.agent: OfflineAgent = self._make_agent(moments, config.total_updates)
         self.reference = find_reference(config.eval.reference, facts)
-        single = self.make_env()
-        assert isinstance(single.observation_space, spaces.Dict)
+        known = env.spaces if isinstance(env, NotGiven) else spaces_in(self.make_env())
         names = (*facts.obs_keys, *self.agent.inputs)
-        self.obs_space = _entries(single.observation_space, names, self.env_id)
-        single.close()
+        self.obs_space = _entries(known.obs, names, self.env_id)
 
     @classmethod
     def opened(
@@ -131,7 +130,7 @@ class TrainedOfflineAgent(PlayingAgent):
         Raises:
             ConfigError: a target for an agent that is not told one.
         """
-        single = make_single(self._env_config(1), self._factory, **kwargs)
+        single = make_single(self._env_config(1), self.factory, **kwargs)
         return self._with_target(single, target)
 
     def wrap(
@@ -145,15 +144,25 @@ class TrainedOfflineAgent(PlayingAgent):
 
         Raises:
             ConfigError: a target for an agent that is not told one.
+            RunError: the run was loaded without the environment of one's own.
         """
+        given(self._factory)
         return self._with_target(wrap_like(self._env_config(1), env), target)
 
-    def evaluate(self, options: EvalOptions) -> tuple[Returns, dict[str, Any]]:
+    def evaluate(
+        self, options: EvalOptions = AS_THE_RUN, **changes: Any
+    ) -> tuple[Returns, dict[str, Any]]:
         """Play complete episodes for every target; return what they gave, and for eval.json.
 
+        Args:
+            options: None in a field takes the run's own setting.
+            **changes: fields of the options, laid over them: `episodes=20`.
+
         Raises:
-            ConfigError: targets for an agent that is not told one.
+            ConfigError: targets for an agent that is not told one, or a change that is none.
+            RunError: the run was loaded without the environment of one's own.
         """
+        options = changed(options, changes)
         config = self.config.eval
         actions = options.actions or config.actions
         results = self.play_targets(options._replace(actions=actions))
@@ -176,7 +185,7 @@ class TrainedOfflineAgent(PlayingAgent):
         targets = self._targets(options.targets)
         episodes = options.episodes or config.episodes
         num_envs = min(options.num_envs or config.num_envs, episodes)
-        envs = [make_env(self._env_config(num_envs), self._factory) for _ in targets]
+        envs = [make_env(self._env_config(num_envs), self.factory) for _ in targets]
         try:
             return evaluate_offline(
                 self.agent,
@@ -196,7 +205,8 @@ class TrainedOfflineAgent(PlayingAgent):
         """Describe a run of this agent and the data it learns from."""
         config = self.config
         manifest = build_manifest(command, config.seed, config.device, "exact")
-        return manifest | {"resume": RESUME, "data": self.facts.as_json()}
+        own = note(self._factory, Spaces(self.obs_space, self.action_space))
+        return manifest | {"resume": RESUME, "data": self.facts.as_json()} | own
 
     @contextmanager
     def source(self) -> Iterator[Sampler]:
@@ -286,11 +296,13 @@ class TrainedOfflineAgent(PlayingAgent):
 
     def _flat_spaces(self) -> spaces.Dict:
         """Return the observations of the environment without inputs, and note its actions."""
-        single = make_single(self.config.env.config(self.env_id, 1, ()), self._factory)
-        assert isinstance(single.observation_space, spaces.Dict)
-        self.action_space = single.action_space
-        single.close()
-        return single.observation_space
+        if isinstance(self._factory, NotGiven):
+            known = self._factory.spaces
+        else:
+            plain = self.config.env.config(self.env_id, 1, ())
+            known = spaces_in(make_single(plain, self._factory))
+        self.action_space = known.action
+        return known.obs
 
     def _targets(self, asked: tuple[float, ...] | None) -> Sequence[float | None]:
         """Return the targets of an evaluation, [None] for an agent that is not told one."""

@@ -15,7 +15,7 @@ from statewise.agents.recurrent_ppo import EncoderFactory
 from statewise.data.dataset import EpisodeDataset
 from statewise.data.samplers import Sampler
 from statewise.training.config import ConfigError, S4WMRun
-from statewise.training.evaluate import EvalOptions
+from statewise.training.evaluate import AS_THE_RUN, EvalOptions, changed
 from statewise.training.offline_data import check_same_data, make_sampler
 from statewise.training.open_loop_eval import OpenLoopResult, check_episodes, evaluate_open_loop
 from statewise.training.playing import EnvFactory, PlayingAgent, find_device
@@ -125,13 +125,20 @@ class TrainedWorldModel(PlayingAgent):
         check_episodes(parts.held_out, self.config.eval)
         return parts
 
-    def evaluate(self, options: EvalOptions) -> tuple[OpenLoopResult, dict[str, Any]]:
+    def evaluate(
+        self, options: EvalOptions = AS_THE_RUN, **changes: Any
+    ) -> tuple[OpenLoopResult, dict[str, Any]]:
         """Imagine the rest of held-out episodes; return what it gave, and for eval.json.
 
+        Args:
+            options: None in a field takes the run's own setting.
+            **changes: fields of the options, laid over them: `episodes=20`.
+
         Raises:
-            ConfigError: an option of agents that play.
+            ConfigError: an option of agents that play, or a change that is none.
             RunError: the data of the run are not there or not what they were.
         """
+        options = changed(options, changes)
         for name in ("num_envs", "actions", "targets", "watch"):
             if getattr(options, name) is not None:
                 raise ConfigError(

@@ -6,6 +6,7 @@ episodes. So a video shows what `eval.json` counts, however actions were chosen,
 written one by one.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from statewise.training.evaluate import EvalOptions, Evaluation, evaluate_traine
 from statewise.training.playing import PlayingAgent
 from statewise.training.run import RunDirectory, read_json
 from statewise.training.schema import ConfigError
+from statewise.training.trained_world_model import TrainedWorldModel
 from statewise.training.video_file import Frame, check_ending, write_video
 
 MODE = "rgb_array"
@@ -108,15 +110,17 @@ def film_run(
         What the evaluation gave, and the file.
 
     Raises:
-        ConfigError: the ending of the file, or more episodes than are played.
+        ConfigError: the ending of the file, more episodes than are played, or a run of a world
+            model alone.
         EnvError: the environment cannot be drawn, or does not repeat its episodes.
-        RunError: the file cannot be written.
+        RunError: the file cannot be written, or the environment was one's own.
     """
     from statewise.training.api import load
 
     if video.out is not None:
         check_ending(video.out)
     trained = load(path, checkpoint=checkpoint, device=device)
+    check_plays(trained, path)
     env, camera = open_camera(trained)  # before anything is played
     try:
         played = options.episodes or trained.config.eval.episodes
@@ -140,6 +144,15 @@ def film_run(
     finally:
         env.close()
     return result, out
+
+
+def check_plays(trained: PlayingAgent, path: Path) -> None:
+    """Raise ConfigError if there is no policy in the run at `path`."""
+    if isinstance(trained, TrainedWorldModel):
+        raise ConfigError(
+            f"--video: expected a run with a policy, got {trained.config.system} in {path}, a "
+            f"world model alone: use statewise imagine {path}"
+        )
 
 
 def film(
@@ -198,10 +211,11 @@ def open_camera(trained: PlayingAgent) -> tuple[gymnasium.Env[Any, Any], Camera]
     That is `render`, or where there is none the picture that the agent sees.
 
     Raises:
-        ConfigError: the run has no environment.
         EnvError: it does not render and has no pictures, or something is missing for it.
     """
     env_id = trained.env_id
+    # Nobody listens, and where there is no sound ALSA would complain about that.
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     plain = trained.make_single_eval_env()
     if MODE not in plain.metadata.get("render_modes", ()):
         return plain, _seen_picture(plain, env_id)

@@ -3,14 +3,14 @@
     agent = statewise.train("ppo/cartpole", seed=1)
     agent = statewise.load("runs/ppo-cartpole-1")
 
-`make`, `train` and `load` are those of `statewise.training.api`, which is imported when one of
-them is first asked for: `import statewise` alone imports nothing else.
+`make`, `train`, `resume` and `load` are those of `statewise.training.api`, which is imported when
+one of them is first asked for: `import statewise` alone imports nothing else.
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
-_FROM_API = ("load", "make", "train")
+_FROM_API = ("load", "make", "resume", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -315,8 +315,9 @@ def test_a_run_with_ones_own_environment_trains_in_a_run_directory(tmp_path: Pat
     )
     assert agent.step >= 256
     assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    alone = statewise.load(tmp_path / "run", encoder=Mine)
     with pytest.raises(RunError, match=r"expected the environment of your own .*env=\.\.\."):
-        statewise.load(tmp_path / "run")
+        alone.make_env()
 
 
 # --- evaluation
@@ -471,7 +472,7 @@ def test_a_run_on_an_environment_of_ones_own_is_never_played_on_another(tmp_path
     agent = statewise.make(CARTPOLE, env=own, **TINY)  # the id of the preset stays
     saved = agent.save(tmp_path / "saved")
     with pytest.raises(RunError, match=r"expected the environment of your own .*statewise\.load"):
-        statewise.load(saved)
+        statewise.load(saved).make_env()
     again = statewise.load(saved, env=own)
     assert again.make_env().reset(seed=0)[0]["obs"].shape == (4,)
     plain = statewise.make(CARTPOLE, **TINY).save(tmp_path / "plain")

@@ -173,8 +173,10 @@ def test_an_environment_of_ones_own_is_played_in(tmp_path: Path) -> None:
     path = agent.save(tmp_path / "agent")
     other = statewise.load(path, env=CounterEnv)
     assert other.evaluate(EvalOptions()) == agent.evaluate(EvalOptions())
-    with pytest.raises(ConfigError, match=r"^env\.id: expected the environment of the evaluation"):
-        statewise.load(path)
+    alone = statewise.load(path)
+    assert alone.env_id == "own"
+    with pytest.raises(RunError, match=r"^expected the environment of your own that .*env=\.\.\."):
+        alone.evaluate()
 
 
 @pytest.mark.parametrize("system", sorted(cases.TINY))

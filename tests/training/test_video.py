@@ -2,6 +2,7 @@
 
 import ctypes.util
 import json
+import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +22,7 @@ from statewise.training import evaluate_trials, video
 from statewise.training.config import ConfigError
 from statewise.training.evaluate import EvalOptions
 from statewise.training.run import RunError
-from statewise.training.video import VideoOptions, film_run
+from statewise.training.video import VideoOptions, film_run, open_camera
 from statewise.training.video_file import MIN_HEIGHT, Frame, write_video
 from tests.training import offline_cases as cases
 from tests.training.test_inspect import PPO, WORLD
@@ -261,8 +262,36 @@ def test_a_world_model_alone_has_nothing_to_film(tmp_path: Path) -> None:
 
     data = cases.written(tmp_path, count=20)
     run = TrainedWorldModel(world_data_cases.settings(data)).save(tmp_path / "run")
-    with pytest.raises(ConfigError, match="expected a system with a policy, got s4wm"):
+    expected = (
+        f"--video: expected a run with a policy, got s4wm in {run}, .*: use statewise imagine"
+    )
+    with pytest.raises(ConfigError, match=expected):
         film_run(run, EvalOptions(), VideoOptions())
+
+
+class LoudEnv(DrawnEnv):
+    """Says where its sounds would go."""
+
+    drivers: list[str | None] = []  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        self.drivers.append(os.environ.get("SDL_AUDIODRIVER"))
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "dummy"), ("alsa", "alsa")])
+def test_what_is_filmed_makes_no_sound_unless_asked_to(
+    chosen: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDL_AUDIODRIVER", "put back afterwards")
+    if chosen is None:
+        monkeypatch.delenv("SDL_AUDIODRIVER")
+    else:
+        monkeypatch.setenv("SDL_AUDIODRIVER", chosen)
+    trained = statewise.make("ppo/cartpole", env=LoudEnv, **PPO)
+    LoudEnv.drivers.clear()
+    open_camera(trained)[0].close()
+    assert LoudEnv.drivers == [expected, expected]  # the one that is looked at, and that is filmed
 
 
 def test_an_episode_that_does_not_repeat_is_an_error(tmp_path: Path, filmed: list[Frame]) -> None:
