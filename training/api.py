@@ -332,7 +332,7 @@ def resume_training(
             "keeps its own; start a new run to change them"
         )
     with Joined(), tells_how_to_go_on(path):
-        run = RunDirectory.open(path)
+        run = _run_of_training(path)
         config = load_config(run.config_path)
         _set_up(config)
         with _lock(run):
@@ -349,6 +349,18 @@ def resume_training(
                     training.resume(state)
                     _go(training, quiet)
     return path
+
+
+def _run_of_training(path: Path) -> RunDirectory:
+    from statewise.training.finetune_run import is_finetuning
+
+    run = RunDirectory.open(path)
+    if is_finetuning(path):
+        raise RunError(
+            f"{path}: expected a run of training, got one of fine-tuning: "
+            "use statewise finetune --resume"
+        )
+    return run
 
 
 def _unfinished(run: RunDirectory, config: RunConfig) -> dict[str, Any]:

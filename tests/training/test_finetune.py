@@ -311,6 +311,17 @@ def test_the_command_finetunes_and_the_run_is_evaluated(
     assert load_finetune(path / "finetune.yaml").num_envs == 2
 
 
+def test_the_resume_of_training_refuses_a_run_of_fine_tuning(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"error: {run}: expected a run of training, got one of fine-tuning: "
+        "use statewise finetune --resume\n"
+    )
+
+
 def test_an_agent_is_finetuned_in_memory(source: Path) -> None:
     trained = opened(source)
     assert isinstance(trained.agent, DecisionS4)
