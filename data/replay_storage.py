@@ -213,7 +213,7 @@ class FileStorage:
         with self._writing():
             for array in self._maps.values():
                 array.flush()
-        oldest = self.oldest
+        oldest = np.minimum(self.oldest, end)  # rows from `end` on are written anew
         counts = {"begin": begin, "end": end, "overwritten": oldest}
         counts = {name: count.tolist() for name, count in counts.items()}
         header = {"id": self.id, "layout": self._layout, **counts}
@@ -289,8 +289,8 @@ class FileStorage:
             header = json.loads(path.read_bytes())
             layout, name = dict(header["layout"]), str(header["id"])
             begin, end = (np.array(header[key], np.int64) for key in ("begin", "end"))
-            # Files of an earlier version lack what of them has been overwritten.
-            overwritten = np.array(header.get("overwritten", 0 * begin), np.int64)
+            # An earlier version overwrote rows before `begin` and did not say which.
+            overwritten = np.array(header.get("overwritten", begin), np.int64)
             if not begin.shape == end.shape == overwritten.shape == (layout["num_workers"],):
                 raise ValueError("shape")
             if not layout["rows_per_worker"] < layout["slots"]:

@@ -55,7 +55,6 @@ __all__ = [
     "TrainedWorldModel",
     "load",
     "make",
-    "resume",
     "resume_training",
     "run_training",
     "train",
@@ -180,33 +179,6 @@ def load(
     trained = _opened(run, config, env=env, encoder=encoder)
     _restore(trained, _read(run, checkpoint), run)
     return trained
-
-
-def resume(
-    path: str | Path, *, env: EnvFactory | None = None, encoder: EncoderFactory | None = None
-) -> PlayingAgent:
-    """Go on with a run as `statewise train --resume` does, to its end, and return the agent.
-
-    A run of fine-tuning goes on, too.
-
-    Args:
-        path: the run.
-        env: as given to `train`.
-        encoder: as given to `train`.
-
-    Raises:
-        RunError: see `resume_training`.
-        CheckpointError: it holds no valid checkpoint, or one that does not fit.
-    """
-    from statewise.training.finetune_run import is_finetuning, resume_finetune
-
-    path = Path(path)
-    if is_finetuning(path):
-        resume_finetune(path, ["statewise", "finetune", "--resume", str(path)], env=env)
-    else:
-        command = ["statewise", "train", "--resume", str(path)]
-        resume_training(path, command, env=env, encoder=encoder)
-    return load(path, env=env, encoder=encoder)
 
 
 def _kind(config: RunConfig) -> Any:
@@ -352,10 +324,8 @@ def resume_training(
 
 
 def _run_of_training(path: Path) -> RunDirectory:
-    from statewise.training.finetune_run import is_finetuning
-
     run = RunDirectory.open(path)
-    if is_finetuning(path):
+    if run.is_finetuning():
         raise RunError(
             f"{path}: expected a run of training, got one of fine-tuning: "
             "use statewise finetune --resume"

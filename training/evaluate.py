@@ -1,6 +1,7 @@
 """Evaluation: a fixed number of complete episodes, their returns and an interval."""
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -116,6 +117,12 @@ _ACTIONS = ("greedy", "sample")
 _LEAST = {"episodes": 1, "num_envs": 1, "seed": 0}
 
 
+def _is_targets(value: Any) -> bool:
+    if not isinstance(value, tuple | list):
+        return value is None
+    return all(isinstance(one, Real) for one in value)
+
+
 def changed(options: EvalOptions, changes: dict[str, Any]) -> EvalOptions:
     """Return the options with some of their fields replaced.
 
@@ -130,8 +137,11 @@ def changed(options: EvalOptions, changes: dict[str, Any]) -> EvalOptions:
                 f"{nearest(name, options._fields)}"
             )
         wanted = ""
-        if name in _LEAST and value is not None and value < _LEAST[name]:
-            wanted = f"at least {_LEAST[name]}"
+        if name in _LEAST and value is not None:
+            if not isinstance(value, Integral) or value < _LEAST[name]:
+                wanted = f"an integer, at least {_LEAST[name]}"
+        elif name == "targets" and not _is_targets(value):
+            wanted = "a sequence of numbers"
         elif name == "actions" and value not in (None, *_ACTIONS):
             wanted = " or ".join(_ACTIONS)
         if wanted:

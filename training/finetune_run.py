@@ -23,7 +23,6 @@ from statewise.training.schema import nearest
 from statewise.training.trained_offline import TrainedOfflineAgent
 from statewise.training.yaml_text import read_yaml
 
-SETTINGS = "finetune.yaml"
 FOLDER = "finetune"
 
 
@@ -72,14 +71,17 @@ def finetune(
         trained: a Decision S4.
         config: settings.
         seed: of the random streams; None takes that of the agent.
-        env: makes one environment of your own; None takes what was given to `statewise.load`.
+        env: makes one environment of your own, in which the agent plays from now on; None takes
+            what was given to `statewise.load`.
 
     Raises:
         RunError: the run was loaded without the environment of one's own.
         ConfigError: another system, or there is no reference return.
     """
     prepare_process(trained.config)
-    envs = _environments(trained, config, env)
+    if env is not None:
+        trained.factory = env
+    envs = _environments(trained, config)
     try:
         training = _training(trained, config, envs, seed=seed)
         training.start()
@@ -123,23 +125,18 @@ def finetune_run(
         "seed": trained.config.seed if seed is None else seed,
         "target": _goal(trained, config).target,
     }
-    envs = _environments(trained, config, env)
+    envs = _environments(trained, config)
     try:
         # Before the folder, so that settings that are refused leave none behind.
         training = _training(trained, config, envs, seed=seed)
         training.run = run = RunDirectory.create(path, dump_config(trained.config), manifest)
-        write_atomic(run.path / SETTINGS, dump_config(config).encode())
+        write_atomic(run.finetune_path, dump_config(config).encode())
         with run.lock(), closing(training):
             training.start()
             _go(training, quiet)
     finally:
         envs.close()
     return path
-
-
-def is_finetuning(path: Path) -> bool:
-    """Return whether a folder is a run of fine-tuning."""
-    return (path / SETTINGS).is_file()
 
 
 def resume_finetune(
@@ -153,10 +150,10 @@ def resume_finetune(
         CheckpointError: it holds no valid checkpoint, or one that does not fit.
     """
     run = RunDirectory.open(path)
-    settings = run.path / SETTINGS
-    if not is_finetuning(run.path):
+    settings = run.finetune_path
+    if not run.is_finetuning():
         raise RunError(
-            f"{path}: expected a run of fine-tuning, which holds {SETTINGS}, got another: "
+            f"{path}: expected a run of fine-tuning, which holds {settings.name}, got another: "
             "use statewise train --resume"
         )
     config = load_finetune(settings)
@@ -171,7 +168,7 @@ def resume_finetune(
             raise RunError(ask_for(path, "resume"))
         trained = _opened(path, env)
         prepare_process(trained.config)
-        envs = _environments(trained, config, env)
+        envs = _environments(trained, config)
         try:
             seed = int(run.read_manifest()[FOLDER]["seed"])
             note_resume(run, command, state["steps"])
@@ -205,11 +202,9 @@ def _goal(trained: TrainedOfflineAgent, config: FinetuneConfig) -> Goal:
     return Goal(target, low, high)
 
 
-def _environments(
-    trained: TrainedOfflineAgent, config: FinetuneConfig, env: EnvFactory | None
-) -> VectorEnv:
+def _environments(trained: TrainedOfflineAgent, config: FinetuneConfig) -> VectorEnv:
     own = trained.config.env.config(trained.env_id, config.num_envs, ("previous_action",))
-    return make_env(own, trained.factory if env is None else env)
+    return make_env(own, trained.factory)
 
 
 def _training(

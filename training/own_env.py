@@ -5,6 +5,7 @@ with the spaces: an agent is loaded and chooses actions without the callable, an
 play asks for it.
 """
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -85,8 +86,8 @@ def stand_in(run: Path, manifest: dict[str, Any]) -> NotGiven | None:
         return None
     try:
         obs = {key: _space(entry) for key, entry in noted["observation"].items()}
-        known = Spaces(spaces.Dict(obs), _space(noted["action"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        known = Spaces(spaces.Dict(OrderedDict(obs)), _space(noted["action"]))
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(ask_for(run)) from error
     return NotGiven(run, known)
 

@@ -82,6 +82,10 @@ class PlayingAgent(ABC):
         """
         return given(self._factory)
 
+    @factory.setter
+    def factory(self, factory: EnvFactory) -> None:
+        self._factory = factory
+
     @abstractmethod
     def make_env(self, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         """Return one environment of the run, wrapped for `predict`; kwargs go to its maker."""

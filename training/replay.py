@@ -80,7 +80,8 @@ def make_replay(
     folder = run.path / "replay"
     if run.checkpoints_dir.exists():
         check_files_are_there(folder)
-    spare = 2 * (config.checkpoint.every_steps // num_envs + 2)
+    between = min(config.checkpoint.every_steps, config.end)
+    spare = 2 * (between // num_envs + 2)
     return Replay(spec, config.replay, num_workers=num_envs, folder=folder, spare=spare)
 
 

@@ -206,6 +206,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def finetune_path(self) -> Path:
+        """The settings of a fine-tuning, YAML; other runs have none."""
+        return self.path / "finetune.yaml"
+
+    @property
     def eval_path(self) -> Path:
         """The last evaluation."""
         return self.path / "eval.json"
@@ -280,6 +285,10 @@ class RunDirectory:
         """Return what stood after `statewise train` in the command, "" if nothing did."""
         command = self.read_manifest().get("command", [])
         return str(command[2]) if len(command) > 2 else ""
+
+    def is_finetuning(self) -> bool:
+        """Return whether an agent is fine-tuned in it."""
+        return self.finetune_path.is_file()
 
     def has_own_env(self) -> bool:
         """Return whether a callable made its environments; False where there is no run yet."""

@@ -186,8 +186,8 @@ class TrainedAgent(PlayingAgent):
         """Train for `total_timesteps` more environment steps, in memory, and return the agent."""
         config = dataclasses.replace(self.config, total_steps=total_timesteps)
         prepare_process(config)
-        self.agent.total_steps = self.agent.steps_seen + total_timesteps
         with self.source() as env:
+            self.agent.total_steps = self.agent.steps_seen + total_timesteps
             training = OnlineTraining(config, self.agent, env, None, self._evaluate_on_the_way)
             training.start()
             with Progress(total_timesteps, console=None) as progress:

@@ -7,19 +7,18 @@
 one of them is first asked for: `import statewise` alone imports nothing else.
 """
 
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-_FROM_API = ("load", "make", "resume", "train")
+_FROM = {"load": "api", "make": "api", "resume": "resuming", "train": "api"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FROM_API:
+    if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from statewise.training import api
-
-    return getattr(api, name)
+    return getattr(import_module(f"statewise.training.{_FROM[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_FROM_API])
+    return sorted([*globals(), *_FROM])

@@ -249,6 +249,25 @@ def test_files_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     assert again.replay.nbytes == 2 * (8 + 8) * SPEC.bytes_per_row
 
 
+def test_rows_that_an_earlier_version_gave_up_stay_given_up(tmp_path: Path) -> None:
+    """It noted so by its oldest row alone, before other rows took their slots."""
+    streams = make(4, 1, folder=tmp_path)  # 8 slots
+    streams.append(10)
+    state = streams.replay.state_dict()
+    streams.append(10)  # over all rows of the state
+    streams.replay.flush()
+    again, _ = reopen(streams, tmp_path)
+    with pytest.warns(DatasetWarning, match="replay: 4 of 4 rows were overwritten"):
+        again.replay.load_state_dict(state)
+    header = json.loads((tmp_path / "replay.json").read_text())
+    del header["overwritten"]
+    (tmp_path / "replay.json").write_text(json.dumps(header))
+    last = make(4, 1, folder=tmp_path)
+    with pytest.warns(DatasetWarning, match="replay: 4 of 4 rows were overwritten"):
+        last.replay.load_state_dict(state)
+    assert len(last.replay) == 0
+
+
 @pytest.mark.parametrize(("rows", "left"), [(1, 5), (11, 5), (14, 2)])
 def test_rows_after_a_resume_never_mix_with_those_before(
     tmp_path: Path, rows: int, left: int

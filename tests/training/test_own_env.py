@@ -3,7 +3,9 @@
 import inspect
 import json
 import signal
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,13 +265,14 @@ def test_data_are_learned_from_without_the_environment(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_manifest_keeps_a_space_exactly(space: spaces.Space[Any], tmp_path: Path) -> None:
-    known = Spaces(spaces.Dict({"b": space, "a": spaces.Discrete(2)}), space)
+    entries = OrderedDict(b=space, a=spaces.Discrete(2))  # a plain dict would be sorted
+    known = Spaces(spaces.Dict(entries), space)
     manifest = RunDirectory.create(tmp_path / "run", "", note(Mine, known)).read_manifest()
     found = stand_in(tmp_path / "run", manifest)
     assert found is not None
     assert found.spaces.action == space
     assert found.spaces.action.dtype == space.dtype
-    assert list(found.spaces.obs.items()) == list(known.obs.items())
+    assert list(found.spaces.obs.items()) == list(entries.items())
 
 
 # --- going on
@@ -357,6 +360,38 @@ def test_fine_tuning_goes_on_and_never_plays_another_environment(
     assert made
 
 
+def test_fine_tuning_in_memory_is_evaluated_where_it_plays(tmp_path: Path) -> None:
+    alone = load(saved_s4(tmp_path))
+    assert isinstance(alone, TrainedOfflineAgent)
+    finetune(alone, replace(TUNING, eval_every_steps=40), env=CounterEnv)
+    assert alone.evaluate(episodes=2)[0].episodes
+    assert isinstance(alone.make_env().unwrapped, CounterEnv)
+
+
+def test_fine_tuning_takes_no_encoder(tmp_path: Path) -> None:
+    run = finetune_run(
+        saved_s4(tmp_path), tmp_path / "tuned", TUNING, [], env=CounterEnv, quiet=True
+    )
+    with pytest.raises(ConfigError, match="encoder: expected none for fine-tuning"):
+        statewise.resume(run, env=CounterEnv, encoder=lambda space: torch.nn.Identity())
+
+
+def test_what_cannot_play_is_left_as_it_is(tmp_path: Path) -> None:
+    alone = load(saved_ppo(tmp_path))
+    before = alone.agent.total_steps
+    with pytest.raises(RunError, match="expected the environment of your own"):
+        alone.learn(8)
+    assert alone.agent.total_steps == before
+
+
+def test_a_note_that_is_damaged_asks_for_the_callable(tmp_path: Path) -> None:
+    entry = {"type": "Discrete", "n": 0, "start": 0}
+    manifest = {OWN_ENV: {"observation": {"obs": entry}, "action": entry}}
+    with pytest.raises(RunError) as caught:
+        stand_in(tmp_path, manifest)
+    assert str(caught.value) == line(tmp_path)
+
+
 def test_fine_tuning_where_settings_name_the_environment_goes_on_by_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,9 +439,12 @@ def test_an_evaluation_takes_its_options_as_words(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"episode": 3}, "expected options among .*, got 'episode': did you mean episodes"),
-        ({"episodes": 0}, "episodes: expected at least 1, got 0"),
-        ({"num_envs": -1}, "num_envs: expected at least 1, got -1"),
-        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"episodes": 0}, "episodes: expected an integer, at least 1, got 0"),
+        ({"episodes": "20"}, "episodes: expected an integer, at least 1, got '20'"),
+        ({"num_envs": 1.5}, r"num_envs: expected an integer, at least 1, got 1\.5"),
+        ({"seed": -1}, "seed: expected an integer, at least 0, got -1"),
+        ({"targets": 20.0}, r"targets: expected a sequence of numbers, got 20\.0"),
+        ({"targets": ("20",)}, "targets: expected a sequence of numbers, got "),
         ({"actions": "gredy"}, "actions: expected greedy or sample, got 'gredy'"),
     ],
 )

@@ -182,6 +182,16 @@ def test_a_run_killed_between_checkpoints_goes_on_with_the_rows_of_a_full_replay
     assert to_bytes(one.agent.state_dict()) == to_bytes(two.agent.state_dict())
 
 
+@pytest.mark.parametrize(("every", "rows"), [(30, 2 * 12), (10**12, 2 * 22)])
+def test_files_have_room_for_what_can_come_between_two_checkpoints(
+    tmp_path: Path, every: int, rows: int
+) -> None:
+    changes = {"replay.storage": "memmap", "checkpoint.every_steps": every, "total_steps": 60}
+    run = run_training(config(**changes), tmp_path / "run", ["x"], quiet=True)
+    layout = json.loads((run / "replay" / "replay.json").read_text())["layout"]
+    assert layout["slots"] - layout["rows_per_worker"] == rows
+
+
 def test_a_run_whose_replay_is_gone_is_left_as_it_is(tmp_path: Path) -> None:
     run = killed_run(tmp_path / "run", 40, **{"replay.storage": "memmap"})
     shutil.rmtree(run / "replay")
