@@ -25,7 +25,7 @@ from statewise.training.config import (
     load_preset,
 )
 from statewise.training.offline_config import AlgorithmDistillationRun
-from statewise.training.schema import ConfigError, nearest
+from statewise.training.schema import ACTIONS, ConfigError, nearest
 from statewise.training.yaml_text import read_yaml
 
 Kind = Literal["online", "policies", "worlds"]
@@ -35,7 +35,6 @@ KINDS: dict[Kind, str] = {
     "worlds": "world models that learn from data",
 }
 """What the arms of a claim are, all of them."""
-ACTIONS = ("greedy", "sample")
 _SET_BY_THE_COMMAND = ("seed", "num_threads", "data.paths")
 
 

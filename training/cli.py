@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from statewise.training.arguments import add_checkpoint, command_parser, count, seed
-from statewise.training.schema import ConfigError
+from statewise.training.schema import ACTIONS, ConfigError
 
 TOPICS = ("presets", "layers", "agents", "envs")
 DEFAULT_VIDEO = Path()  # of `eval --video` without a file
@@ -107,7 +107,7 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--episodes", type=count, help="by default eval.episodes of the run")
     parser.add_argument("--num-envs", type=count, help="by default eval.num_envs of the run")
     parser.add_argument("--seed", type=seed, help="by default the run's own evaluation seed")
-    parser.add_argument("--actions", choices=("greedy", "sample"), help="by default the run's")
+    parser.add_argument("--actions", choices=ACTIONS, help="by default the run's")
     parser.add_argument(
         "--targets",
         type=float,

@@ -13,7 +13,7 @@ from statewise.agents.generators import draws_apart
 from statewise.agents.protocol import ActingAgent
 from statewise.envs.protocol import VectorEnv
 from statewise.training.run import RunDirectory, write_json
-from statewise.training.schema import ConfigError, nearest
+from statewise.training.schema import ACTIONS, ConfigError, nearest
 from statewise.training.statistics import mean_interval
 from statewise.training.stepper import to_tensors
 
@@ -113,7 +113,6 @@ class EvalOptions(NamedTuple):
 
 AS_THE_RUN = EvalOptions()
 """Every option as the run has it."""
-_ACTIONS = ("greedy", "sample")
 _LEAST = {"episodes": 1, "num_envs": 1, "seed": 0}
 
 
@@ -142,8 +141,8 @@ def changed(options: EvalOptions, changes: dict[str, Any]) -> EvalOptions:
                 wanted = f"an integer, at least {_LEAST[name]}"
         elif name == "targets" and not _is_targets(value):
             wanted = "a sequence of numbers"
-        elif name == "actions" and value not in (None, *_ACTIONS):
-            wanted = " or ".join(_ACTIONS)
+        elif name == "actions" and value not in (None, *ACTIONS):
+            wanted = " or ".join(ACTIONS)
         if wanted:
             raise ConfigError(
                 f"evaluate: {name}: expected {wanted}, got {value!r}: leave it out to do as the "

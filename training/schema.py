@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+ACTIONS = ("greedy", "sample")  # how an agent acts in evaluations: its mode, or a sample of it
 NO_VALUE = (["none"], ["None"], ["null"])  # as the help and YAML have it
 
 

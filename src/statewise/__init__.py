@@ -3,8 +3,9 @@
     agent = statewise.train("ppo/cartpole", seed=1)
     agent = statewise.load("runs/ppo-cartpole-1")
 
-`make`, `train`, `resume` and `load` are those of `statewise.training.api`, which is imported when
-one of them is first asked for: `import statewise` alone imports nothing else.
+`make`, `train` and `load` are those of `statewise.training.api`, `resume` is that of
+`statewise.training.resuming`. They are imported when one is first asked for: `import statewise`
+alone imports nothing else.
 """
 
 from importlib import import_module
