@@ -254,11 +254,11 @@ class Replay:
                     hint = "its files are gone or others: restore them, or load its agent alone"
                 raise DataConfigError(problem, key=f"replay.{key}", hint=hint)
         begin, end = (np.array(state[key], np.int64) for key in ("begin", "end"))
-        if self.config.storage == "memory":
+        if isinstance(self._storage, FileStorage):
+            begin = rows_still_held(begin, end, self._storage.oldest, self._end)
+        else:
             for name, values in state["rows"].items():
                 self._storage.arrays[name][:, : values.shape[1]] = values
-        else:
-            begin = rows_still_held(begin, end, self._storage.oldest, self._end)
         self._begin[:], self._end[:] = begin, end
         if self._counts is not None:
             self._counts.load_state_dict(state["dfs"])

@@ -91,11 +91,6 @@ class RowStorage(Protocol):
     """(W,) with `end`: rows that the last flush promised."""
     end: Index
 
-    @property
-    def oldest(self) -> Index:
-        """(W,) no row from here on has been overwritten."""
-        ...
-
     def note(self, end: Index) -> None:
         """Say that rows below `end` (W,) are there or written next."""
         ...
@@ -123,11 +118,6 @@ class MemoryStorage:
         }
         self.begin: Index = np.zeros(num_workers, np.int64)
         self.end: Index = np.zeros(num_workers, np.int64)
-
-    @property
-    def oldest(self) -> Index:
-        """(W,) no row from here on has been overwritten."""
-        return np.maximum(self.end - self.slots, 0)
 
     def note(self, end: Index) -> None:
         """Take the rows as promised: they can be lost only with everything else."""
