@@ -1,6 +1,7 @@
 """From a flat dictionary of observations to one feature vector per step."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,16 @@ def _check(key: str, space: spaces.Space[Any]) -> None:
         raise ValueError(
             f"obs_space[{key!r}]: expected a non-empty Box, Discrete, MultiDiscrete or "
             f"MultiBinary space, got {space}: flatten or wrap the environment"
+        )
+
+
+def _refuse_channels(config: EncoderConfig, keys: Iterable[str]) -> None:
+    """Raise ValueError if there are convolutions to be sized, where no entry is a picture."""
+    usual = EncoderConfig.channels
+    if config.channels != usual:
+        raise ValueError(
+            f"encoder.channels: would be ignored without pictures among the observations "
+            f"({', '.join(keys)}), got {config.channels}: leave it at {usual}"
         )
 
 
@@ -144,7 +155,8 @@ class Encoder(nn.Module):
         config: sizes.
 
     Raises:
-        ValueError: an entry, or the space itself, cannot be read; names the entry.
+        ValueError: an entry, or the space itself, cannot be read; names the entry. Or `channels`
+            are not the defaults and there are no pictures.
     """
 
     _starts: Tensor
@@ -158,6 +170,8 @@ class Encoder(nn.Module):
             _check(key, space)
         counts = [n for space in leaves.values() for n in _counts(space)]
         images = {key: s for key, s in leaves.items() if is_image(s)}
+        if not images:
+            _refuse_channels(config, leaves)
         self._vectors = _entries(
             {key: s for key, s in leaves.items() if key not in images and not _counts(s)}
         )

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from statewise.agents.protocol import ReplayAgent
-from statewise.envs.build import EnvConfig
 from statewise.envs.protocol import VectorEnv
 from statewise.training.playing import PlayingAgent
 from statewise.training.process import prepare_process
@@ -25,10 +24,6 @@ class TrainedReplayAgent(TrainedAgent):
 
     def _schedule(self) -> dict[str, Any]:
         return {}
-
-    def _eval_env_config(self) -> EnvConfig:
-        env = self.config.env
-        return dataclasses.replace(env, kwargs=env.kwargs | self.config.eval.kwargs)
 
     def loop(self, source: VectorEnv, run: RunDirectory | None) -> ReplayTraining:  # type: ignore[override]
         """Return the training of a run."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from statewise.nets.encoder import Encoder, EncoderConfig, is_image
 
 CONFIG = EncoderConfig(hidden=(16, 8), channels=(4, 6, 6))
+BLIND = EncoderConfig(hidden=(16, 8))  # of observations without pictures
 MIXED = spaces.Dict(
     number=spaces.Discrete(4),
     grid=spaces.MultiDiscrete([[2, 3], [4, 1]]),
@@ -75,7 +76,7 @@ def test_indices_become_one_hot_and_numbers_stay() -> None:
             [7.0, 0.0, 1.0, 1.0, 3.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
         ]
     )
-    torch.testing.assert_close(joined(Encoder(space, CONFIG), obs), expected)
+    torch.testing.assert_close(joined(Encoder(space, BLIND), obs), expected)
 
 
 def test_leading_axes_do_not_change_the_features() -> None:
@@ -99,7 +100,7 @@ def test_every_entry_reaches_the_features(key: str) -> None:
 
 
 def test_an_index_outside_its_space_is_an_error() -> None:
-    encoder = Encoder(spaces.Dict(number=spaces.Discrete(3)), CONFIG)
+    encoder = Encoder(spaces.Dict(number=spaces.Discrete(3)), BLIND)
     with pytest.raises(RuntimeError, match="index 3 is out of bounds"):
         encoder({"number": torch.tensor([3])})
 
@@ -155,7 +156,7 @@ def test_other_boxes_with_three_axes_are_flattened() -> None:
         floats=spaces.Box(0.0, 1.0, (9, 9, 3), np.float32),
         tiles=spaces.Box(0, 255, (7, 7, 3), np.uint8),
     )
-    encoder = Encoder(space, CONFIG)
+    encoder = Encoder(space, BLIND)
     obs = sample(space, (2,))
     expected = torch.cat([obs["floats"].flatten(1), obs["tiles"].flatten(1).float()], -1)
     torch.testing.assert_close(joined(encoder, obs), expected)
@@ -192,8 +193,8 @@ def test_a_float64_encoder_takes_float32_observations_and_back() -> None:
 
 def test_the_weights_do_not_depend_on_the_order_of_the_entries() -> None:
     a, b = spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))
-    forward = Encoder(spaces.Dict([("a", a), ("b", b)]), CONFIG)
-    backward = Encoder(spaces.Dict([("b", b), ("a", a)]), CONFIG)
+    forward = Encoder(spaces.Dict([("a", a), ("b", b)]), BLIND)
+    backward = Encoder(spaces.Dict([("b", b), ("a", a)]), BLIND)
     backward.load_state_dict(forward.state_dict())
     obs = {"a": torch.tensor([0, 2]), "b": torch.randn(2, 2)}
     assert torch.equal(forward(obs), backward(obs))
@@ -228,3 +229,13 @@ def test_only_a_dictionary_with_entries_is_an_observation_space(space: Any) -> N
 def test_a_config_out_of_range_names_its_field(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{field}: expected"):
         EncoderConfig(**{field: value})
+
+
+def test_channels_without_a_picture_are_refused() -> None:
+    vectors = spaces.Dict(x=spaces.Box(-1.0, 1.0, (3,)), y=spaces.Discrete(2))
+    words = (
+        r"encoder.channels: would be ignored without pictures .*\(x, y\), got \(4, 6, 6\): leave"
+    )
+    with pytest.raises(ValueError, match=words):
+        Encoder(vectors, CONFIG)
+    Encoder(vectors, EncoderConfig(hidden=(16, 8), channels=(16, 32, 32)))  # the defaults, spelled
