@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from statewise.agents import parallel
 from statewise.agents.laprop import LaProp
 from statewise.agents.recurrent_ppo import NonFiniteLossError
+from statewise.agents.state_dicts import copy_moments, give_moments, moments_of
 from statewise.ssm.groups import parameter_groups, ssm_parameter_names
 
 Schedule = Literal["constant", "cosine", "cooldown"]
@@ -68,22 +69,6 @@ def rate_factor(update: int, settings: OptimizerSettings) -> float:
         case "cooldown":
             factor *= min(1.0, _COOLDOWN * (1.0 - done))
     return factor
-
-
-def load_weights(module: nn.Module, given: dict[str, Tensor]) -> None:
-    """Load weights and buffers.
-
-    Raises:
-        ValueError: names or shapes differ; one line that names the first difference.
-    """
-    own = module.state_dict()
-    for key in sorted(own.keys() | given.keys()):
-        a, b = own.get(key), given.get(key)
-        if a is None or b is None or a.shape != b.shape:
-            want = "nothing" if a is None else tuple(a.shape)
-            got = "nothing" if b is None else tuple(b.shape)
-            raise ValueError(f"weights do not fit: {key}: expected {want}, got {got}")
-    module.load_state_dict(given)
 
 
 @torch.no_grad()
@@ -151,16 +136,8 @@ class Optimizer:
                 if self.settings.kind == "adam"
                 else LaProp(groups, eps=eps)
             )
-            names, kept = self._names(self._adam), self._moments
-            moments = {i: kept[name] for i, name in enumerate(names) if name in kept}
-            groups = self._adam.state_dict()["param_groups"]
-            self._adam.load_state_dict({"state": moments, "param_groups": groups})
+            give_moments(self.module, self._adam, self._moments)
         return self._adam
-
-    def _names(self, adam: torch.optim.Optimizer) -> list[str]:
-        """Return the parameters of an optimiser by name, in its order."""
-        names = {parameter: name for name, parameter in self.module.named_parameters()}
-        return [names[p] for group in adam.param_groups for p in group["params"]]
 
     def step(self, losses: dict[str, Tensor], total: Tensor, update: int) -> dict[str, float]:
         """Differentiate `total` and move the parameters.
@@ -201,9 +178,7 @@ class Optimizer:
         """Return the moments by name of their parameter; empty before the first step."""
         if self._adam is None:
             return self._moments
-        entries = self._adam.state_dict()["state"]
-        names = self._names(self._adam)
-        return {names[i]: dict(entry) for i, entry in entries.items()}
+        return moments_of(self.module, self._adam)
 
     def load_state_dict(self, moments: dict[str, Any]) -> None:
         """Restore moments.
@@ -211,12 +186,5 @@ class Optimizer:
         Raises:
             ValueError: one belongs to no parameter.
         """
-        trained = {name for name, p in self.module.named_parameters() if p.requires_grad}
-        if odd := sorted(moments.keys() - trained):
-            raise ValueError(f"moments do not fit: expected names of parameters, got {odd[0]!r}")
-        # AdamW keeps the tensors it is given and writes into them.
+        self._moments = copy_moments(self.module, moments)
         self._adam = None
-        self._moments = {
-            parameter: {name: value.clone() for name, value in entry.items()}
-            for parameter, entry in moments.items()
-        }

@@ -30,6 +30,13 @@ from statewise.agents.generators import restore
 from statewise.agents.ppo_network import ActorCritic
 from statewise.agents.protocol import Agent, Metrics
 from statewise.agents.returns import generalized_advantage
+from statewise.agents.state_dicts import (
+    check_keys,
+    copy_moments,
+    give_moments,
+    load_weights,
+    moments_of,
+)
 from statewise.data.step import Batch
 from statewise.nets.encoder import Encoder, EncoderConfig
 from statewise.nets.moments import NormalizedEncoder
@@ -311,17 +318,8 @@ class RecurrentPPO:
             )
             # Without weight decay this is Adam.
             self._adam = torch.optim.AdamW(groups, eps=self.config.adam_eps, fused=True)
-            names = self._optimized_names(self._adam)
-            kept = self._moments
-            moments = {i: kept[name] for i, name in enumerate(names) if name in kept}
-            groups = self._adam.state_dict()["param_groups"]
-            self._adam.load_state_dict({"state": moments, "param_groups": groups})
+            give_moments(self.network, self._adam, self._moments)
         return self._adam
-
-    def _optimized_names(self, optimizer: torch.optim.AdamW) -> list[str]:
-        """Return the parameters of an optimiser by name, in its order."""
-        names = {parameter: name for name, parameter in self.network.named_parameters()}
-        return [names[p] for group in optimizer.param_groups for p in group["params"]]
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
@@ -392,13 +390,10 @@ class RecurrentPPO:
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimiser moments, generators and the step counter."""
-        moments = self._moments
-        if self._adam is not None:
-            names, entries = self._optimized_names(self._adam), self._adam.state_dict()["state"]
-            moments = {names[i]: dict(entry) for i, entry in entries.items()}
+        adam = self._adam
         return {
             "network": self.network.state_dict(),
-            "optimizer": moments,
+            "optimizer": self._moments if adam is None else moments_of(self.network, adam),
             "generator": self.generator.get_state(),
             "shuffle": self.shuffle.get_state(),
             "steps_seen": self.steps_seen,
@@ -410,26 +405,10 @@ class RecurrentPPO:
         Raises:
             ValueError: keys or shapes differ; one line that names the first difference.
         """
-        expected = {"network", "optimizer", "generator", "shuffle", "steps_seen"}
-        if state.keys() != expected:
-            raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(state)}")
-        own, given = self.network.state_dict(), state["network"]
-        for key in sorted(own.keys() | given.keys()):
-            a, b = own.get(key), given.get(key)
-            if a is None or b is None or a.shape != b.shape:
-                want = "nothing" if a is None else tuple(a.shape)
-                got = "nothing" if b is None else tuple(b.shape)
-                raise ValueError(f"weights do not fit: {key}: expected {want}, got {got}")
-        trained = {name for name, _ in self.network.named_parameters()}
-        if odd := sorted(state["optimizer"].keys() - trained):
-            raise ValueError(f"moments do not fit: expected names of parameters, got {odd[0]!r}")
-        self.network.load_state_dict(given)
-        # Adam keeps the tensors it is given and writes into them.
-        self._adam = None
-        self._moments = {
-            parameter: {name: value.clone() for name, value in entry.items()}
-            for parameter, entry in state["optimizer"].items()
-        }
+        check_keys(self.state_dict(), state)
+        moments = copy_moments(self.network, state["optimizer"])
+        load_weights(self.network, state["network"])
+        self._adam, self._moments = None, moments
         restore(self.generator, state["generator"])
         self.shuffle.set_state(state["shuffle"].cpu())
         self.steps_seen = int(state["steps_seen"])

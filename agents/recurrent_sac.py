@@ -30,7 +30,7 @@ from torch import Tensor
 from statewise.agents.generators import restore
 from statewise.agents.memory import Memory
 from statewise.agents.offline.transitions import follow, frozen_copy
-from statewise.agents.optimizer import Optimizer, OptimizerSettings, load_weights
+from statewise.agents.optimizer import Optimizer, OptimizerSettings
 from statewise.agents.protocol import Metrics, ReplayAgent
 from statewise.agents.recurrent_ppo import EncoderFactory
 from statewise.agents.sac_losses import (
@@ -48,6 +48,7 @@ from statewise.agents.sac_networks import (
     MemoryCritics,
     Temperature,
 )
+from statewise.agents.state_dicts import check_keys, load_parts, parts_of
 from statewise.data.replay_config import ReplayBatch
 from statewise.data.step import Step, moved
 from statewise.nets.encoder import Encoder, EncoderConfig
@@ -286,8 +287,7 @@ class RecurrentSAC:
     def state_dict(self) -> dict[str, Any]:
         """Return weights, moments, the generator and counters."""
         return {
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "optimizers": {name: one.state_dict() for name, one in self.optimizers.items()},
+            **parts_of(self.networks, self.optimizers),
             "generator": self.generator.get_state(),
             "updates_done": self.updates_done,
             "steps_seen": self.steps_seen,
@@ -299,17 +299,8 @@ class RecurrentSAC:
         Raises:
             ValueError: keys or shapes differ; one line that names the first difference.
         """
-        own = self.state_dict()
-        pairs = [(own, state)]
-        if own.keys() == state.keys():
-            pairs += [(own[part], state[part]) for part in ("networks", "optimizers")]
-        for expected, got in pairs:
-            if expected.keys() != got.keys():
-                raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(got)}")
-        for name, network in self.networks.items():
-            load_weights(network, state["networks"][name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        check_keys(self.state_dict(), state)
+        load_parts(self.networks, self.optimizers, state)
         restore(self.generator, state["generator"])
         self.updates_done, self.steps_seen = int(state["updates_done"]), int(state["steps_seen"])
         self._caches = None

@@ -19,9 +19,10 @@ from statewise.agents.generators import restore
 from statewise.agents.imagination.actor import from_vector
 from statewise.agents.imagination.behavior import Behavior, BehaviorConfig
 from statewise.agents.imagination.replay_value import Replayed
-from statewise.agents.optimizer import Clip, Kind, Optimizer, OptimizerSettings, load_weights
+from statewise.agents.optimizer import Clip, Kind, Optimizer, OptimizerSettings
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import EncoderFactory
+from statewise.agents.state_dicts import check_keys, load_weights
 from statewise.data.replay_config import ReplayBatch
 from statewise.data.shift import Arrival, to_arrival
 from statewise.data.step import Step, moved
@@ -329,9 +330,7 @@ class ImaginationAgent:
         Raises:
             ValueError: keys or shapes differ; one line that names the first difference.
         """
-        expected = self.state_dict().keys()
-        if state.keys() != expected:
-            raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(state)}")
+        check_keys(self.state_dict(), state)
         load_weights(self.world, state["world"])
         load_weights(self.behavior, state["behavior"])
         self.optimizer.load_state_dict(state["optimizer"])

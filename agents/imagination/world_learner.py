@@ -21,9 +21,10 @@ from gymnasium import spaces
 from statewise.agents.generators import restore
 from statewise.agents.imagination.agent import WorldOptimizerConfig, learn_world
 from statewise.agents.offline.protocol import Sampling
-from statewise.agents.optimizer import Optimizer, Schedule, load_weights
+from statewise.agents.optimizer import Optimizer, Schedule
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import EncoderFactory
+from statewise.agents.state_dicts import check_keys, load_weights
 from statewise.data.samplers import SampledBatch, StreamConfig, StreamStart, TrajectoryConfig
 from statewise.data.shift import to_arrival
 from statewise.data.step import moved
@@ -208,9 +209,7 @@ class WorldLearner:
         Raises:
             ValueError: keys or shapes differ; one line that names the first difference.
         """
-        expected = {"world", "optimizer", "generator", "updates_made"}
-        if state.keys() != expected:
-            raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(state)}")
+        check_keys(self.state_dict(), state)
         load_weights(self.world, state["world"])
         self.optimizer.load_state_dict(state["optimizer"])
         restore(self.generator, state["generator"])

@@ -42,9 +42,9 @@ from statewise.agents.offline.sequence_agent import SequenceAgent, seeded
 from statewise.agents.offline.sequence_policy import ActionHead, SequencePolicy, TokenCore
 from statewise.agents.offline.tokens import PolicyRows, TripleTokens, normal_weights
 from statewise.agents.offline.triples import build_ends
-from statewise.agents.optimizer import load_weights
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import masked_mean
+from statewise.agents.state_dicts import load_weights
 from statewise.data.samplers import SampledBatch
 from statewise.data.step import Step
 
@@ -270,10 +270,6 @@ class DecisionMambaMG(SequenceAgent):
         Raises:
             ValueError: keys or shapes differ; one line that names the first difference.
         """
-        if self.teacher is None:
-            super().load_state_dict(state)
-            return
-        if "teacher" not in state:
-            raise ValueError(f"expected the key 'teacher' among others, got {sorted(state)}")
-        super().load_state_dict({key: x for key, x in state.items() if key != "teacher"})
-        load_weights(self.teacher.network, state["teacher"])
+        super().load_state_dict(state)
+        if self.teacher is not None:
+            load_weights(self.teacher.network, state["teacher"])

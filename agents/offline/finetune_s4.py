@@ -53,8 +53,9 @@ from statewise.agents.offline.hidden_replay import (
 from statewise.agents.offline.sequence_agent import seeded
 from statewise.agents.offline.sequence_policy import SequencePolicy
 from statewise.agents.offline.wrapped import Wrapped
-from statewise.agents.optimizer import Optimizer, OptimizerSettings, load_weights
+from statewise.agents.optimizer import Optimizer, OptimizerSettings
 from statewise.agents.protocol import Metrics
+from statewise.agents.state_dicts import check_keys, load_weights
 from statewise.data.step import moved
 from statewise.ssm.protocol import Cache, State
 from statewise.ssm.stack import Stack
@@ -408,9 +409,7 @@ class ActorCritic:
         Raises:
             ValueError: keys or shapes differ; one line that names the first difference.
         """
-        expected = self.state_dict().keys()
-        if state.keys() != expected:
-            raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(state)}")
+        check_keys(self.state_dict(), state)
         for name in ("critic", "slow_critic", "slow_policy"):
             load_weights(getattr(self, name), state[name])
         self._actor_steps.load_state_dict(state["actor_moments"])

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from statewise.agents.offline.sequence_policy import SequencePolicy
-from statewise.agents.optimizer import load_weights
+from statewise.agents.state_dicts import load_weights
 from statewise.data.samplers import SampledBatch
 
 EMA_DECAY = 0.999

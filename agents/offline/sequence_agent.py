@@ -24,14 +24,10 @@ from statewise.agents.offline.acting import Acting, Arrived
 from statewise.agents.offline.protocol import ActingInput, OfflineAgent, OfflineBatch, Sampling
 from statewise.agents.offline.sequence_policy import SequencePolicy
 from statewise.agents.offline.tokens import ActionInput, PolicyRows, cleared
-from statewise.agents.optimizer import (
-    Optimizer,
-    OptimizerSettings,
-    Schedule,
-    load_weights,
-)
+from statewise.agents.optimizer import Optimizer, OptimizerSettings, Schedule
 from statewise.agents.protocol import Metrics
 from statewise.agents.recurrent_ppo import masked_mean
+from statewise.agents.state_dicts import check_keys, load_weights
 from statewise.data.samplers import SampledBatch
 from statewise.data.step import Step, moved
 from statewise.nets.encoder import EncoderConfig
@@ -226,9 +222,7 @@ class SequenceAgent:
         Raises:
             ValueError: keys or shapes differ; one line that names the first difference.
         """
-        expected = {"policy", "optimizer", "generator", "noise", "updates_made"}
-        if state.keys() != expected:
-            raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(state)}")
+        check_keys(self.state_dict(), state)
         load_weights(self.policy, state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         restore(self.generator, state["generator"])

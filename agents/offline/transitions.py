@@ -23,13 +23,9 @@ from torch import Tensor, nn
 from statewise.agents.generators import restore
 from statewise.agents.offline.inputs import ActionCode, ObsNormalizer
 from statewise.agents.offline.protocol import ActingInput, OfflineAgent, OfflineBatch, Sampling
-from statewise.agents.optimizer import (
-    Optimizer,
-    OptimizerSettings,
-    Schedule,
-    load_weights,
-)
+from statewise.agents.optimizer import Optimizer, OptimizerSettings, Schedule
 from statewise.agents.protocol import Metrics
+from statewise.agents.state_dicts import check_keys, load_parts, parts_of
 from statewise.data.samplers import TransitionBatch, TransitionConfig
 from statewise.nets.encoder import EncoderConfig
 from statewise.ssm.protocol import State
@@ -269,8 +265,7 @@ class TransitionAgent(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimiser moments, the generator and the counter of updates."""
         return {
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "optimizers": {name: one.state_dict() for name, one in self.optimizers.items()},
+            **parts_of(self.networks, self.optimizers),
             "generator": self.generator.get_state(),
             "updates_made": self.updates_made,
         }
@@ -281,17 +276,8 @@ class TransitionAgent(ABC):
         Raises:
             ValueError: keys or shapes differ; one line that names the first difference.
         """
-        own = self.state_dict()
-        pairs = [(own, state)]
-        if own.keys() == state.keys():
-            pairs += [(own[part], state[part]) for part in ("networks", "optimizers")]
-        for expected, got in pairs:
-            if expected.keys() != got.keys():
-                raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(got)}")
-        for name, network in self.networks.items():
-            load_weights(network, state["networks"][name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        check_keys(self.state_dict(), state)
+        load_parts(self.networks, self.optimizers, state)
         restore(self.generator, state["generator"])
         self.updates_made = int(state["updates_made"])
 

@@ -30,6 +30,7 @@ from statewise.agents.offline.hidden_replay import (
 from statewise.agents.offline.tokens import PolicyRows
 from statewise.agents.optimizer import Optimizer, OptimizerSettings
 from statewise.agents.protocol import Metrics
+from statewise.agents.state_dicts import check_keys
 from statewise.ssm.state import prefixed, select
 
 LOWEST_WEIGHT, HIGHEST_WEIGHT = 0.01, 10.0
@@ -206,9 +207,7 @@ class WeightedBC:
         Raises:
             ValueError: keys differ; one line.
         """
-        expected = self.state_dict().keys()
-        if state.keys() != expected:
-            raise ValueError(f"expected the keys {sorted(expected)}, got {sorted(state)}")
+        check_keys(self.state_dict(), state)
         self._kept.clear()
         for one in state["episodes"].values():
             kept = PlayedEpisode(

@@ -189,7 +189,7 @@ def test_a_past_that_is_missing_or_not_wanted_is_named() -> None:
     with_past, without = mg(1), mg(1, self_evolution=SelfEvolutionConfig(beta_max=0.0))
     assert without.teacher is None
     assert "beta" not in without.update(batch_of(make_dataset(), [0]))
-    with pytest.raises(ValueError, match="expected the key 'teacher' among others"):
+    with pytest.raises(ValueError, match=r"expected the keys .*'teacher'.*, got \["):
         with_past.load_state_dict(without.state_dict())
     with pytest.raises(ValueError, match="expected the keys"):
         without.load_state_dict(with_past.state_dict())
