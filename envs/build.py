@@ -195,10 +195,20 @@ def find_family(env_id: str) -> Family:
     return next(family for family in FAMILIES if env_id.startswith(family.prefix))
 
 
-def steps_together(env_id: str) -> bool:
-    """Return whether environments of the id are only made many at once."""
-    family = find_family(env_id)
+def _full_id(config: EnvConfig) -> str:
+    """Return the id with the prefix that the vectorization stands for."""
+    return (envpool.PREFIX if config.vectorization == "envpool" else "") + config.id
+
+
+def steps_together(config: EnvConfig) -> bool:
+    """Return whether environments of the config are only made many at once."""
+    family = find_family(_full_id(config))
     return family.vector is not None and family.make is None
+
+
+def _source_of(config: EnvConfig, factory: Factory | None) -> Source:
+    """Return what makes the environments of a config, one and many alike."""
+    return factory if factory is not None else _find_source(_full_id(config))
 
 
 def _find_source(env_id: str) -> Source:
@@ -368,8 +378,7 @@ def make_env(config: EnvConfig, factory: Factory | None = None) -> VectorEnv:
         EnvError: unknown id, a package is missing, or settings the environment cannot meet.
         UnsupportedSpaceError: a space without an encoder or a policy head.
     """
-    prefix = envpool.PREFIX if config.vectorization == "envpool" else ""
-    source = factory if factory is not None else _find_source(prefix + config.id)
+    source = _source_of(config, factory)
     _check_trial(config, source)
     with _one_line(config):
         env: VectorEnv = _vectorize(config, source)
@@ -388,12 +397,12 @@ def make_single(
     """Make one environment of a config, in the form `make_env` gives; see there.
 
     Args:
-        config: what to make; num_envs and vectorization have no meaning for one, and autoreset
-            only between the episodes of a trial.
+        config: what to make; num_envs has no meaning for one, vectorization only where it is
+            envpool, whose environment it then is, and autoreset between the episodes of a trial.
         factory: as in `make_env`.
         **kwargs: added to `config.kwargs`, for example `render_mode`.
     """
-    source = factory if factory is not None else _find_source(config.id)
+    source = _source_of(config, factory)
     with _one_line(config):
         env = _make_single(source, config.kwargs | kwargs, TrialConfig())
     return wrap_like(config, env)

@@ -88,11 +88,11 @@ def _flat_array(leaf: spaces.Space[Any], batched: Any) -> NDArray[Any]:
         dtype = np.float32 if leaf.dtype == np.float64 else leaf.dtype
         return np.array(values, dtype=dtype).reshape(len(values), *(leaf.shape or (1,)))
     if isinstance(leaf, spaces.Discrete):
-        return values - leaf.start
+        return np.asarray(values - leaf.start, dtype=np.int64)
     if isinstance(leaf, spaces.MultiDiscrete):
-        shifted: NDArray[Any] = values - leaf.start
+        shifted: NDArray[Any] = np.asarray(values - leaf.start, dtype=np.int64)
         return shifted.reshape(len(values), -1)
-    return np.array(values).reshape(len(values), -1)
+    return np.array(values, dtype=leaf.dtype).reshape(len(values), -1)
 
 
 def flatten_obs(space: spaces.Space[Any], batched_obs: Any) -> Obs:

@@ -1,5 +1,6 @@
 """Drawing of what `statewise inspect` found: three panels, and the numbers as JSON beside them."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,11 @@ def write_figure(found: Inspection, head: dict[str, Any], out: Path) -> Path:
         out: its ending chooses the format; its folder is made.
 
     Raises:
-        RunError: another ending, or a file cannot be written.
+        RunError: another ending, a file cannot be written, or the name with the ending .json is
+            that of something else.
     """
+    numbers = out.with_suffix(".json")
+    _refuse_other(numbers)
     figure = draw(found, f"{head['env']}, {head['preset']} at {head['step']:,}")
     supported = sorted(figure.canvas.get_supported_filetypes())
     if out.suffix.removeprefix(".").lower() not in supported:
@@ -37,10 +41,25 @@ def write_figure(found: Inspection, head: dict[str, Any], out: Path) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)
-        write_json(out.with_suffix(".json"), head | found.as_json())
+        write_json(numbers, head | found.as_json())
     except OSError as error:
         raise RunError(f"the figure {out} cannot be written: {error.strerror}") from error
     return out
+
+
+def _refuse_other(numbers: Path) -> None:
+    """Raise RunError if a file is there that no inspection wrote, such as eval.json of the run."""
+    if not numbers.exists():
+        return
+    try:
+        known = json.loads(numbers.read_bytes())
+    except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict) or not {"influence", "memory_starts"} <= known.keys():
+        raise RunError(
+            f"--out: expected a name whose {numbers.name} is free for the numbers, got one that is "
+            f"another file's, {numbers}: choose another"
+        )
 
 
 def draw(found: Inspection, title: str) -> Figure:

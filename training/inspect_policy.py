@@ -283,6 +283,12 @@ def check_memory(trained: PlayingAgent) -> None:
             "inspect: expected a run of a policy with a memory, such as ppo, sac, decision_s4 or "
             f"r2i, got one of {trained.config.system}, which has none"
         )
+    sequence = getattr(trained.config.agent, "sequence", None)
+    if getattr(sequence, "memory", "") == "none":
+        raise ConfigError(
+            "inspect: expected a policy with a memory, got one with agent.sequence.memory none, "
+            "which is cleared before every step"
+        )
 
 
 @torch.no_grad()

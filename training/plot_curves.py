@@ -95,6 +95,16 @@ def _memory(world: dict[str, Any]) -> str:
     return str(world["parallel"]["sequence"]["kind"] if world["core"] == "parallel" else "gru")
 
 
+def _cleared(agent: dict[str, Any], env: dict[str, Any]) -> list[str]:
+    """Return when a control's memory is cleared, as words."""
+    words = []
+    if agent.get("sequence", {}).get("memory") == "none":
+        words.append("without memory")
+    if env.get("trial", {}).get("memory") == "episode":
+        words.append("memory of an episode")
+    return words
+
+
 def _describe(run: RunDirectory) -> tuple[str, str, bool]:
     """Return environment, label, and whether the run is on data.
 
@@ -117,6 +127,7 @@ def _describe(run: RunDirectory) -> tuple[str, str, bool]:
             words.append(_memory(agent["world"]))
         elif data is None or "sequence" in agent:
             words.append(agent["sequence"]["kind"])
+        words += _cleared(agent, config.get("env", {}))
         words += [] if data is None else _data_words(data)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise RunError(

@@ -93,6 +93,18 @@ class ReplayTrainConfig:
                 f"{self.windows.prefill}"
             )
         self._check_windows()
+        self._check_trials()
+
+    def _check_trials(self) -> None:
+        """Refuse trials in which the memory would read rows in training that it never acted on."""
+        trial, env = self.env.trial, self.env
+        is_one_memory = trial.is_on and trial.memory == "trial" and trial.value_ends == "episode"
+        if is_one_memory and env.autoreset == "same_step":
+            raise ValueError(
+                "env.autoreset: expected next_step with a replay, where values end with episodes "
+                "and the memory does not (env.trial.value_ends episode), got same_step: final "
+                "observations are rows of the replay, which acting does not read then"
+            )
 
     def _check_windows(self) -> None:
         """Refuse a replay in which no window would ever, or not yet, be found."""

@@ -97,7 +97,7 @@ class TrainedAgent(PlayingAgent):
     def make_eval_env(self, num_envs: int) -> VectorEnv:
         """Return the environments of an evaluation: each on a seed of its own."""
         config = dataclasses.replace(self._eval_env_config(), num_envs=num_envs)
-        together = self.factory is None and steps_together(config.id)
+        together = self.factory is None and steps_together(config)
         if config.vectorization in ("auto", "vector_entry_point") and not together:
             # A vector environment of its own kind may draw all episodes from one generator.
             config = dataclasses.replace(config, vectorization="sync")

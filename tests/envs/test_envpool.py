@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from statewise.envs.build import EnvConfig, make_env, make_single
+from statewise.envs.build import EnvConfig, make_env, make_single, steps_together
 from statewise.envs.envpool import EnvPool
 from statewise.envs.protocol import EnvError
 from statewise.envs.single import FirstOf
@@ -121,6 +121,17 @@ def test_an_id_that_both_have_can_be_stepped_by_envpool() -> None:
         make_env(config("ALE/Pong-v5", vectorization="envpool"))
     with pytest.raises(EnvError, match="a vector entry point, got 'mine'"):
         make_env(config("mine", vectorization="envpool"), lambda: gymnasium.make("CartPole-v1"))
+
+
+def test_one_environment_of_such_an_id_is_envpools_too() -> None:
+    asked = config("CartPole-v1", vectorization="envpool", kwargs={"num_threads": 1})
+    many, _ = make_env(asked).reset(7)
+    one, _ = make_single(asked).reset(seed=7)
+    assert np.array_equal(one["obs"], many["obs"][0])
+    theirs, _ = make_single(config("CartPole-v1")).reset(seed=7)
+    assert not np.array_equal(one["obs"], theirs["obs"])
+    assert steps_together(asked)
+    assert not steps_together(config("CartPole-v1"))
 
 
 def test_reset_options_are_refused() -> None:

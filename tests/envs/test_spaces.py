@@ -78,6 +78,24 @@ def test_flat_observations_lie_in_the_flat_space(seed: int) -> None:
     assert np.allclose(flat["a.b"], sample["a"]["b"])
 
 
+@pytest.mark.parametrize(
+    ("space", "values"),
+    [
+        (spaces.MultiBinary(2), np.array([[True, False]])),
+        (spaces.Discrete(4, start=1), np.array([3], dtype=np.uint8)),
+        (spaces.MultiDiscrete([3, 4], dtype=np.int32), np.array([[1, 3]], dtype=np.int32)),
+        (spaces.Box(0, 9, (2,), np.uint8), np.array([[4, 5]])),
+    ],
+    ids=["bits", "choice", "choices", "bytes"],
+)
+def test_values_of_another_dtype_than_declared_get_that_of_the_flat_space(
+    space: spaces.Space, values: np.ndarray
+) -> None:
+    flat, leaf = flatten_obs(space, values)["obs"], flatten_space(space)["obs"]
+    assert flat.dtype == leaf.dtype
+    assert leaf.contains(flat[0])
+
+
 def test_flat_observations_do_not_alias_the_environment() -> None:
     image = np.zeros((2, 3, 4, 4), dtype=np.uint8)
     space = spaces.Box(0, 255, (3, 4, 4), dtype=np.uint8)

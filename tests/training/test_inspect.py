@@ -23,6 +23,7 @@ from statewise.training.inspect import (
     inspect_agent,
     spread,
 )
+from statewise.training.inspect_draw import write_figure
 from statewise.training.inspect_play import norms_of, play
 from statewise.training.inspect_policy import (
     LOG_PROB,
@@ -34,6 +35,7 @@ from statewise.training.inspect_policy import (
     read_played,
 )
 from statewise.training.playing import PlayingAgent
+from statewise.training.run import RunError
 from tests.tolerance import ORACLE_FLOAT32_MAX, assert_within
 from tests.training import offline_cases as cases
 from tests.training import world_data_cases
@@ -320,3 +322,22 @@ def test_wrong_words_and_agents_without_memory_are_one_line(
     assert main(["inspect", str(run), "--out", str(tmp_path / "a.doc")]) == 2
     assert "expected a suffix among" in capsys.readouterr().err
     assert not (run / "plots").exists()
+    cleared = make("ppo", agent__sequence__memory="none").save(tmp_path / "none")
+    assert main(["inspect", str(cleared)]) == 2
+    assert "agent.sequence.memory none, which is cleared" in capsys.readouterr().err
+
+
+def test_the_numbers_never_replace_another_file(tmp_path: Path) -> None:
+    made = make("ppo")
+    found = inspect_agent(made.agent, play(made, 1, seed=0))
+    head = {"env": "e", "preset": "p", "step": 3, "seed": 0}
+    other = tmp_path / "manifest.json"
+    for content in ("{}", "not json", "[]"):
+        other.write_text(content)
+        with pytest.raises(RunError, match=r"whose manifest\.json is free .* choose another$"):
+            write_figure(found, head, tmp_path / "manifest.png")
+        assert other.read_text() == content
+        assert list(tmp_path.iterdir()) == [other]
+    other.unlink()
+    for _ in range(2):  # its own numbers are written anew
+        assert write_figure(found, head, tmp_path / "manifest.png").exists()

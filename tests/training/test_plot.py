@@ -12,7 +12,7 @@ from statewise.training.plot import aggregate, plot_runs
 from statewise.training.plot_curves import METRIC, Curve, read_curves
 from statewise.training.run import RunDirectory, RunError, write_json
 
-CONFIG = "system: ppo\nenv: {{id: {env}}}\nagent: {{sequence: {{kind: {kind}}}}}\n"
+CONFIG = "system: ppo\nenv: {{id: {env}{trial}}}\nagent: {{sequence: {{kind: {kind}}}}}\n"
 
 
 def make(
@@ -22,9 +22,10 @@ def make(
     env: str = "popgym-X-v0",
     kind: str = "s5",
     preset: str | None = None,
+    trial: str = "",
 ) -> Path:
     manifest = {} if preset is None else {"command": ["statewise", "train", preset]}
-    run = RunDirectory.create(path, CONFIG.format(env=env, kind=kind), manifest)
+    run = RunDirectory.create(path, CONFIG.format(env=env, kind=kind, trial=trial), manifest)
     rows = [{"step": step, "wall_s": 1.0, METRIC: value} for step, value in points]
     run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -109,6 +110,21 @@ def test_several_runs_are_grouped_by_environment_preset_and_model(tmp_path: Path
         "popgym-Z-v0: ppo, s5",
     ]
     assert figure.axes[0].get_title() == "popgym-X-v0, popgym-Z-v0"
+
+
+def test_a_control_is_not_averaged_with_what_it_controls(tmp_path: Path) -> None:
+    same = [(10, 0.0), (20, 1.0)]
+    paths = [
+        make(tmp_path / "a", same),
+        make(tmp_path / "b", same, kind="s5, memory: none"),
+        make(tmp_path / "c", same, trial=", trial: {episodes: 2, memory: episode}"),
+        make(tmp_path / "d", same, trial=", trial: {episodes: 2, memory: trial}"),
+    ]
+    assert texts(plot._plot_groups(read_curves(paths))) == [
+        "ppo, s5 (2 runs, mean and range)",
+        "ppo, s5, without memory",
+        "ppo, s5, memory of an episode",
+    ]
 
 
 def test_two_runs_are_averaged_where_both_are_with_their_range(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -130,6 +131,13 @@ def test_three_lines_load_an_agent_and_act(tmp_path: Path) -> None:
             r"2 environments, got 10: set 26 or more",
         ),
         ({"windows.context": 3}, r"windows\.context"),
+        (
+            {
+                "env.trial": {"episodes": 2, "value_ends": "episode"},
+                "env.autoreset": "same_step",
+            },
+            r"env\.autoreset: expected next_step with a replay, where values end with episodes",
+        ),
         ({"replay.replay_state": "zero"}, r"burn_in: expected"),
         ({"agent.target_rate": 0.0}, r"agent\.target_rate: expected"),
         ({"agent.sequence.memory": "some"}, r"agent\.sequence\.memory: expected"),
@@ -141,6 +149,33 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(
     with pytest.raises(ConfigError, match=message) as caught:
         config(**changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "trial", [{"value_ends": "trial"}, {"value_ends": "episode", "memory": "episode"}]
+)
+def test_trials_whose_memory_reads_what_acting_read_are_taken(trial: dict[str, str]) -> None:
+    made = config(**{"env.trial": {"episodes": 2} | trial, "env.autoreset": "same_step"})
+    assert made.env.trial.is_on
+
+
+def test_actions_of_double_precision_are_stored_as_the_agent_draws_them() -> None:
+    class Doubled(gymnasium.ActionWrapper):
+        """A pendulum that declares its torque in float64."""
+
+        def __init__(self) -> None:
+            super().__init__(gymnasium.make("Pendulum-v1", max_episode_steps=9))
+            self.action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float64)
+
+        def action(self, action: np.ndarray) -> np.ndarray:
+            assert action.dtype == np.float64
+            return action.astype(np.float32)
+
+    changes = SMALL | {"env.kwargs": {}, "env.keep": []}
+    agent = statewise.make("sac/pendulum_position", env=Doubled, **changes)
+    before = agent.step
+    agent.learn(40)
+    assert agent.step - before >= 40
 
 
 def test_an_environment_with_choices_is_refused_in_one_line() -> None:
