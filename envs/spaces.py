@@ -35,9 +35,8 @@ def _key(path: Path) -> str:
     return ".".join(str(part) for part in path) if path else "obs"
 
 
-def _flat_box(space: spaces.Box) -> spaces.Box:
-    """Return the box with float64 made float32 and a scalar made a vector of one."""
-    dtype: Any = np.float32 if space.dtype == np.float64 else space.dtype
+def _flat_box(space: spaces.Box, dtype: Any) -> spaces.Box:
+    """Return the box in another dtype, and a scalar made a vector of one."""
     shape = space.shape or (1,)
     with np.errstate(over="ignore"):  # a bound beyond float32 is no bound
         low, high = space.low.astype(dtype), space.high.astype(dtype)
@@ -46,7 +45,7 @@ def _flat_box(space: spaces.Box) -> spaces.Box:
 
 def _flat_leaf(key: str, space: spaces.Space[Any]) -> spaces.Space[Any]:
     if isinstance(space, spaces.Box):
-        return _flat_box(space)
+        return _flat_box(space, np.float32 if space.dtype == np.float64 else space.dtype)
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
@@ -144,7 +143,7 @@ def check_action_space(space: spaces.Space[Any]) -> None:
 
 
 def flatten_action_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """Return the action space an agent sees: `space` with its values starting at 0.
+    """Return the action space an agent sees: values start at 0, boxes are float32.
 
     Raises:
         UnsupportedSpaceError: no policy head exists for the space.
@@ -154,7 +153,8 @@ def flatten_action_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
         return spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
         return spaces.MultiDiscrete(space.nvec)
-    return space
+    assert isinstance(space, spaces.Box), space
+    return space if space.dtype == np.float32 else _flat_box(space, np.float32)
 
 
 def restore_action(space: spaces.Space[Any], action: NDArray[Any]) -> NDArray[Any]:

@@ -1,6 +1,5 @@
 """Drawing of what `statewise inspect` found: three panels, and the numbers as JSON beside them."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from statewise.training.inspect import Inspection, LayerReport
 from statewise.training.plot import COLORS
-from statewise.training.run import RunError, write_json
+from statewise.training.run import RunError, read_json, write_json
 
 MARK: dict[str, Any] = {"color": "0.6", "linewidth": 1.0}
 SMALLEST = 1e-6  # of what is drawn, relative to the largest
@@ -52,10 +51,10 @@ def _refuse_other(numbers: Path) -> None:
     if not numbers.exists():
         return
     try:
-        known = json.loads(numbers.read_bytes())
-    except (OSError, ValueError):
-        known = None
-    if not isinstance(known, dict) or not {"influence", "memory_starts"} <= known.keys():
+        known = read_json(numbers)
+    except RunError:
+        known = {}
+    if not {"influence", "memory_starts"} <= known.keys():
         raise RunError(
             f"--out: expected a name whose {numbers.name} is free for the numbers, got one that is "
             f"another file's, {numbers}: choose another"

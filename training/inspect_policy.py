@@ -283,11 +283,14 @@ def check_memory(trained: PlayingAgent) -> None:
             "inspect: expected a run of a policy with a memory, such as ppo, sac, decision_s4 or "
             f"r2i, got one of {trained.config.system}, which has none"
         )
-    sequence = getattr(trained.config.agent, "sequence", None)
-    if getattr(sequence, "memory", "") == "none":
+    agent: Any = trained.config.agent
+    where = "agent.sequence"
+    if isinstance(trained.agent, ImaginationAgent):
+        agent, where = agent.world.parallel, "agent.world.parallel.sequence"
+    if getattr(getattr(agent, "sequence", None), "memory", "") == "none":
         raise ConfigError(
-            "inspect: expected a policy with a memory, got one with agent.sequence.memory none, "
-            "which is cleared before every step"
+            f"inspect: expected a policy with a memory, got one with {where}.memory none, which "
+            "is cleared before every step"
         )
 
 

@@ -90,18 +90,18 @@ def _data_words(data: dict[str, Any]) -> list[str]:
     return words
 
 
-def _memory(world: dict[str, Any]) -> str:
-    """Return the layer in a world model."""
-    return str(world["parallel"]["sequence"]["kind"] if world["core"] == "parallel" else "gru")
-
-
-def _cleared(agent: dict[str, Any], env: dict[str, Any]) -> list[str]:
-    """Return when a control's memory is cleared, as words."""
-    words = []
-    if agent.get("sequence", {}).get("memory") == "none":
-        words.append("without memory")
-    if env.get("trial", {}).get("memory") == "episode":
-        words.append("memory of an episode")
+def _memory_words(agent: dict[str, Any], env: dict[str, Any], is_on_data: bool) -> list[str]:
+    """Return the layer of the memory, if there is one, and when a control's is cleared."""
+    if "world" in agent:
+        world = agent["world"]
+        sequence = world["parallel"]["sequence"] if world["core"] == "parallel" else {"kind": "gru"}
+    elif is_on_data and "sequence" not in agent:
+        return []
+    else:
+        sequence = agent["sequence"]
+    words = [str(sequence["kind"])]
+    words += ["without memory"] if sequence.get("memory") == "none" else []
+    words += ["memory of an episode"] if env.get("trial", {}).get("memory") == "episode" else []
     return words
 
 
@@ -123,11 +123,7 @@ def _describe(run: RunDirectory) -> tuple[str, str, bool]:
         words = [run.read_preset().removesuffix(".yaml") or system]
         if "finetune" in manifest:
             words = [f"{system} fine-tuned"]
-        if "world" in agent:
-            words.append(_memory(agent["world"]))
-        elif data is None or "sequence" in agent:
-            words.append(agent["sequence"]["kind"])
-        words += _cleared(agent, config.get("env", {}))
+        words += _memory_words(agent, config.get("env", {}), data is not None)
         words += [] if data is None else _data_words(data)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise RunError(

@@ -47,13 +47,9 @@ def row_spec(obs_space: spaces.Dict, action_space: spaces.Space[Any], state: Sta
     def of(space: spaces.Space[Any]) -> ArraySpec:
         return ArraySpec(tuple(space.shape or ()), str(space.dtype))
 
-    action = of(action_space)
-    if isinstance(action_space, spaces.Box):  # of any precision: agents act in float32
-        action = action._replace(dtype="float32")
-
     return RowSpec(
         obs={key: of(space) for key, space in obs_space.spaces.items()},
-        action=action,
+        action=of(action_space),
         state={
             key: ArraySpec(tuple(x.shape[1:]), str(x.dtype).removeprefix("torch."))
             for key, x in state.items()

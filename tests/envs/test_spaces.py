@@ -156,6 +156,19 @@ def test_action_codes_worked_by_hand() -> None:
     assert codes.dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_agents_act_in_float32_and_environments_in_what_they_declare(dtype: type) -> None:
+    theirs = spaces.Box(*np.array([[-0.1, -2.0], [0.1, 3.0]], dtype), dtype=dtype)
+    ours = flatten_action_space(theirs)
+    assert isinstance(ours, spaces.Box)
+    assert ours.dtype == np.float32
+    assert np.allclose(ours.low, theirs.low)
+    assert np.allclose(ours.high, theirs.high)
+    taken = restore_action(theirs, ours.high)
+    assert taken.dtype == dtype
+    assert theirs.contains(taken)
+
+
 def test_agents_count_from_zero_and_environments_from_start() -> None:
     space = spaces.MultiDiscrete([2, 3], start=[4, -1])
     assert flatten_action_space(space) == spaces.MultiDiscrete([2, 3])

@@ -325,6 +325,9 @@ def test_wrong_words_and_agents_without_memory_are_one_line(
     cleared = make("ppo", agent__sequence__memory="none").save(tmp_path / "none")
     assert main(["inspect", str(cleared)]) == 2
     assert "agent.sequence.memory none, which is cleared" in capsys.readouterr().err
+    cleared = make("r2i", agent__world__parallel__sequence__memory="none").save(tmp_path / "world")
+    assert main(["inspect", str(cleared)]) == 2
+    assert "agent.world.parallel.sequence.memory none" in capsys.readouterr().err
 
 
 def test_the_numbers_never_replace_another_file(tmp_path: Path) -> None:

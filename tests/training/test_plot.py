@@ -127,6 +127,17 @@ def test_a_control_is_not_averaged_with_what_it_controls(tmp_path: Path) -> None
     ]
 
 
+def test_a_world_model_without_memory_is_no_other_either(tmp_path: Path) -> None:
+    paths = []
+    for memory in ("kept", "none"):
+        path = make(tmp_path / memory, [(10, 0.0), (20, 1.0)])
+        world = f"{{core: parallel, parallel: {{sequence: {{kind: s5, memory: {memory}}}}}}}"
+        config = f"system: r2i\nenv: {{id: popgym-X-v0}}\nagent: {{world: {world}}}\n"
+        RunDirectory(path).config_path.write_text(config)
+        paths.append(path)
+    assert texts(plot._plot_groups(read_curves(paths))) == ["r2i, s5", "r2i, s5, without memory"]
+
+
 def test_two_runs_are_averaged_where_both_are_with_their_range(tmp_path: Path) -> None:
     curves = [
         curve_of(make(tmp_path / "a", [(0, 0.0), (10, 1.0), (20, 2.0)])),
