@@ -9,6 +9,7 @@ line or from Python, so all errors read alike:
 `<where>: <dotted.path>: expected <what>, got <what>: <what to do>`.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -237,7 +238,7 @@ def apply_overrides(config: T, overrides: Sequence[str] | Mapping[str, Any]) -> 
         node = mapping
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = value
+        node[last] = copy.deepcopy(value)  # a later path may lead into it
     return _build_root(type(config), mapping, where="override")
 
 

@@ -369,3 +369,12 @@ def _paths(tree: dict[str, Any], prefix: str = "") -> list[str]:
         nested = isinstance(value, dict) and name != "kwargs"
         found += _paths(value, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
     return found
+
+
+def test_a_path_into_a_mapping_that_was_given_leaves_it_as_it_was() -> None:
+    given = {"kind": "gru", "num_layers": 1}
+    paths = {"agent.sequence": given, "agent.sequence.d_model": 8}
+    config = apply_overrides(load_preset(PRESET), paths)
+    assert (config.agent.sequence.kind, config.agent.sequence.d_model) == ("gru", 8)
+    assert given == {"kind": "gru", "num_layers": 1}
+    assert list(paths) == ["agent.sequence", "agent.sequence.d_model"]
